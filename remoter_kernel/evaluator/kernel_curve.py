@@ -1,7 +1,7 @@
-"""Keys between a kernel and its evaluator, so that nobody else hears what the kernel says.
+"""Keys between a kernel and its evaluator, so that no other user can read its messages.
 
 Both talk over TCP on loopback, where every user of the machine may connect, and whoever
-subscribes to a plain socket hears all outputs. The connection file offers the kernel keys for
+subscribes to a plain socket gets all outputs. The connection file offers the kernel keys for
 CURVE. A kernel that does not know them binds plain sockets and does not say so; a client with
 keys would receive nothing from it. So its port is asked first: the greeting with which each ZeroMQ
 socket begins (RFC 23, ZMTP 3) names the mechanism. Another process may come to the port before the
@@ -41,7 +41,7 @@ SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 OPENING = SIGNATURE + b"\x03\x00"
 MECHANISM = slice(12, 32)  # of the other end's greeting: a name, filled up with zeros
 CONNECT_WITHIN = 0.02  # seconds; on loopback it takes none, and everything else waits meanwhile
-ANSWERS_WITHIN = 1.0  # seconds; somebody else may have come to the port, and be silent
+ANSWERS_WITHIN = 1.0  # seconds; another process may have come to the port, and be silent
 TRY_EVERY = 0.015  # seconds: the kernel is about to listen
 PROBE_AGAIN = 0.1  # seconds
 
@@ -59,10 +59,10 @@ class KernelCurveKeys(NamedTuple):
 
 
 def can_offer_keys(spec: KernelSpec) -> bool:
-    """Is it of use, and does it do no harm, to offer this kernel keys?
+    """May this kernel be offered keys?
 
     What the kernelspec declares counts. Where it says nothing, ipykernel is offered keys all the
-    same: many kernelspecs are older than the package, and older ones of it pass over the keys.
+    same: many kernelspecs are older than the package, and older packages ignore the keys.
     """
     if not zmq.has("curve"):
         return False
@@ -77,7 +77,7 @@ def write_keys(connection_file: Path) -> None:
     """Write new keys into a connection file, which only its owner can read."""
     public, secret = zmq.curve_keypair()
     words = {**read_json(connection_file), PUBLIC: public.decode(), SECRET: secret.decode()}
-    # In its place, which has room also on a full disk; nobody reads it yet.
+    # Into the same file, which has room also on a full disk; the kernel has not started yet.
     with connection_file.open("r+", encoding="utf-8") as file:
         file.write(json.dumps(words))
         file.truncate()

@@ -47,7 +47,7 @@ class KernelOutputHandler:
     def on_message(self, message: KernelMessage) -> None:
         """Take in one message."""
         if self.interrupted_at_end and self._is_end_of_interrupted(message):
-            return  # no client interrupted it: clients hear that its kernel has ended, and why
+            return  # no client interrupted it: it gets an error that says why its kernel ended
         if message.channel is Channel.IOPUB:
             self._on_iopub(message)
         else:
@@ -66,21 +66,22 @@ class KernelOutputHandler:
         # What this evaluator did not send, the kernel can have only from one before it.
         least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
         is_of_one = state in {BUSY, IDLE}
-        heard = self._requests.on_state(parent_id, state, least=least) if is_of_one else None
-        if heard and not heard.is_new:
+        change = self._requests.on_state(parent_id, state, least=least) if is_of_one else None
+        if change and not change.is_new:
             return  # clients take a second idle for that of a later cell
+        # Journaled before `on_idle`: what that sets off must not stand before it in the journal.
         try:
             for piece in split_stream(parts):
                 self._journal.append(Channel.IOPUB, pack_parts(piece))
         except TooLarge as error:
             self._writer.report_lost_output(parts, error)
         if state == IDLE:
-            self._listener.flush_now = True
+            self._listener.flush_now = True  # a person sees the cell end: nothing more will follow
             self._interrupts.on_idle(parent_id)
-        elif heard:
+        elif change:
             if self.recovery:
-                self.recovery.on_next_request(heard.finished_before)
-            self._interrupts.on_begin(parent_id, is_running=False)
+                self.recovery.on_next_request(change.finished_before)
+            self._interrupts.on_begin(parent_id, is_running=False)  # busy: it may be a silent one
         elif message.type == "execute_input":
             self._interrupts.on_begin(parent_id)
 
@@ -97,7 +98,7 @@ class KernelOutputHandler:
         if channel is not Channel.STDIN:
             self._requests.mark_activity()
             if request:
-                is_sure = self.recovery is None  # else a reply before it may be lost
+                is_sure = self.recovery is None  # else an earlier reply may be lost
                 if self.recovery:
                     self.recovery.on_reply(request)
                 self._requests.on_reply(parent_id, has_idle=has_idle(parts), is_from_kernel=is_sure)

@@ -198,7 +198,7 @@ class KernelProcess:
         return self._log.tail(lines)
 
     def _poll_process(self, about: dict[str, Any]) -> None:
-        """Watch a process whose warden is no child of ours: nobody tells us of its end."""
+        """Watch a process whose warden another evaluator has started, and so without its pipe."""
 
         def look_again(_error: Exception | None = None) -> None:
             self.reactor.call_later(CHECK_ALIVE_EVERY, partial(self._poll_process, about))

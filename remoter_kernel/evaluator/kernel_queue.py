@@ -88,6 +88,7 @@ class KernelQueue:
     def answer_cancelled(self) -> None:
         """Answer at once what waits and is not for the kernel any more."""
         for queue in self._queues.values():
+            # What is being written is answered by `on_written`: never before the journal has it.
             for request in [each for each in queue if each.stage is not Stage.RECEIVED]:
                 if self._answers(request):
                     self._remove(queue, request)
@@ -119,6 +120,7 @@ class KernelQueue:
         for request in queue:
             if request.stage is not Stage.HELD:
                 return
+            # All at once: one write of the disk for each would be slow after a long start.
             if not self._held[request]:
                 self._held[request] = True
                 words = {"mark": DISPATCHED, "request": request.id}
@@ -163,7 +165,7 @@ class Cancellations:
     def restart(self, client: bytes, number: int) -> None:
         """A client has restarted the kernel."""
         self._restarted[client] = number
-        self._interrupted.pop(client, None)
+        self._interrupted.pop(client, None)  # whatever it covers, the restart covers, too
 
     def reason_for(self, request: Request) -> CancelReason | None:
         """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""

@@ -77,9 +77,9 @@ def handle_request(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
     def find_named(kernel_id: str, session_id: str) -> Session | None:
         return find_session({**request, "kernel_id": kernel_id, "session": session_id}, login_umask)
 
-    told = execute_commands(request.get("orders"), find_named)
+    answers = execute_commands(request.get("orders"), find_named)
     words = stdio_reply.result_or_error(lambda: find_or_create(request, login_umask))
-    return {**words, "commands": told} if told else words
+    return {**words, "commands": answers} if answers else words
 
 
 def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def join_notebook_session(
     Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
     `others`: which sessions there are, and of which notebooks.
     """
-    match, told = match_session(list(candidates(request)))
+    match, others = match_session(list(candidates(request)))
     if match:
         session = Session(sessions_folder() / match)
         is_joined = _can_be_joined(session, request, login_umask)
@@ -144,12 +144,13 @@ def join_notebook_session(
             before = [*session.previous_kernel_ids(), about.get("kernel_id")]
             session.update(kernel_id=request.get("kernel_id"), kernels_before=before)
             return session, {"begun": about.get("created") or 0.0}
-        told = [] if about.get("ended") else [match]
-    others = []
-    for name in told:
-        about = Session(sessions_folder() / name).read("session.json")
-        others.append({"session": name, "notebook": about.get("notebook") or ""})
-    return None, {"others": others}
+        others = [] if about.get("ended") else [match]
+    notebooks = (Session(sessions_folder() / name).read("session.json") for name in others)
+    rows = [
+        {"session": name, "notebook": about.get("notebook") or ""}
+        for name, about in zip(others, notebooks)
+    ]
+    return None, {"others": rows}
 
 
 def _can_be_joined(session: Session, request: dict[str, Any], login_umask: int) -> bool:
@@ -168,6 +169,7 @@ def find_session(request: dict[str, Any], login_umask: int) -> Session | None:
     """Find the session that is meant; one whose evaluator has died gets another one."""
     kernel_id, session_id = request.get("kernel_id", ""), request.get("session", "")
     meant = list(registry.find_sessions(kernel_id, session_id))
+    # One that answers first: a dead one with the same kernel id must not get another evaluator.
     for session in meant:
         if session.is_alive():
             return session
@@ -271,6 +273,7 @@ def start_evaluator(
         os.close(read_fd)
         _become_evaluator(session, lock, request, login_umask, write_fd, is_adopted=is_adopted)
     os.close(write_fd)
+    # Without a timeout: the system closes the other end however the process ends.
     with os.fdopen(read_fd, encoding="utf-8") as pipe:
         trouble = pipe.read()  # ends when the evaluator listens, or with the process
     os.waitpid(child, 0)
@@ -334,7 +337,7 @@ def _open_listener(
     recovered = _open_journal(journal, is_adopted=is_adopted)
     listener = Listener(reactor, session, journal)
     journal.lowest_acked = listener.lowest_acked
-    public, secret = zmq.curve_keypair()
+    public, secret = zmq.curve_keypair()  # a new one for each evaluator; the login tells clients
     program_archive.record_version(session)
     session.write_endpoint(listener.open(secret, public), public.decode())
     return listener, recovered

@@ -292,7 +292,7 @@ class Listener:
         if client is None:
             client = self._new_client(name)
             client.outbox.ack(Lane.BULK, bulk)  # what was before it is not for it
-        if client.pump:  # a connection that is dead, and nobody has noticed that yet
+        if client.pump:  # its old connection is dead, and TCP has not noticed that yet
             client.pump.end(ProtocolError("The same client came in again."), notifies_peer=True)
         client.kernel_id = str(words.get("kernel_id") or "")
         client.laptop = str(words.get("laptop") or "")
@@ -329,7 +329,7 @@ class Listener:
         than those before it, and an evaluator that comes after this one does not ask for it again.
         """
         is_bug = not isinstance(error, ProtocolError)
-        if head.channel is Channel.STDIN:  # an answer may be a password: nothing of it is told
+        if head.channel is Channel.STDIN:  # an answer may be a password: no log may have it
             error = RemoterError(f"An answer to a question ({type(error).__name__}).")
         if is_bug:
             self.reactor.on_bug(error)

@@ -67,32 +67,24 @@ def execute_commands(
 
 
 def _answer(command: Any, find: Find) -> dict[str, str]:
-    name = str(command.get("name") or "") if isinstance(command, dict) else ""
+    words = command if isinstance(command, dict) else {}
+    name = str(words.get("name") or "")
     try:
-        _execute_once(command, find)
+        with _claim_nonce(words.get("nonce")) as once:
+            if not once.is_done:
+                _execute(words, find, once)
+                once.record()
     except WrongHostError as elsewhere:
         return {"name": name, "became": "elsewhere", "why": f"It lives on {elsewhere.host}."}
     except Exception as error:  # noqa: BLE001 - whatever it is, the next command is not to blame
-        if not isinstance(error, RemoterError):
+        if isinstance(error, RemoterError):
+            why = str(error)
+        else:
             traceback.print_exc()
-        return {"name": name, "became": "failed", "why": _reason(error)}
+            text = isinstance(error, OSError) and error.strerror
+            why = f"{text or str(error) or type(error).__name__}."
+        return {"name": name, "became": "failed", "why": why}
     return {"name": name, "became": "done", "why": ""}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RemoterError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}."
-    return f"{str(error) or type(error).__name__}."
-
-
-def _execute_once(command: Any, find: Find) -> None:
-    words = command if isinstance(command, dict) else {}
-    with _claim_nonce(words.get("nonce")) as once:
-        if not once.is_done:
-            _execute(words, find, once)
-            once.record()
 
 
 def _execute(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
@@ -136,7 +128,7 @@ def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntr
         if session is None or _belongs_to_another(session, kernel_id):
             return  # a session that is gone needs nothing
         once.record()
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it died since it was found: find it anew
             os.kill(int(session.read("door.json")["pid"]), signal.SIGUSR1)
             return
     raise RemoterError("Its evaluator died just then.")
@@ -176,7 +168,7 @@ class _NonceEntry:
 def _claim_nonce(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
-    name = name if len(name) <= LONGEST_NONCE else ""
+    name = name if len(name) <= LONGEST_NONCE else ""  # it becomes part of a file's name
     # Where the lock cannot be had in time: better twice than never.
     with hold(f"command-{name}", TURN_WITHIN) if name else contextlib.nullcontext():
         once = _NonceEntry(name)

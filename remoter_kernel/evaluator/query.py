@@ -185,7 +185,7 @@ def _signal_quietly(kill: Callable[[int, int], None], pid: int, number: int) -> 
             kill(pid, number)
 
 
-# What was said ---------------------------------------------------------------------------
+# Journals --------------------------------------------------------------------------------
 
 
 def read_outputs(query: dict[str, Any]) -> Answer:
@@ -202,7 +202,7 @@ def read_outputs(query: dict[str, Any]) -> Answer:
     limit = time.monotonic() + min(float(query.get("wait") or 0.0), 60.0)
     begin = int(query.get("after") or 0)
     skip = int(query.get("skip") or 0)
-    size = _journal_size(session)
+    size = _journal_size(session)  # before the read: what comes meanwhile is not missed
     reading = JournalFollower(session.folder / "journal", query.get("place"))
     while True:
         chunks = _pack_entries(_select_records(session, query, begin, reading), skip)
@@ -332,13 +332,10 @@ def complete_paths(query: dict[str, Any]) -> Answer:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             is_hidden = entry.name.startswith(".") and not name.startswith(".")
-            if entry.name.startswith(name) and _can_be_typed(entry.name) and not is_hidden:
+            can_be_typed = plain_text(entry.name, escapes=True) == entry.name
+            if entry.name.startswith(name) and can_be_typed and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
     return {"paths": sorted(found)[: int(query.get("most") or 100)]}, ()
-
-
-def _can_be_typed(name: str) -> bool:
-    return plain_text(name, escapes=True) == name
 
 
 def _is_event(record: Record) -> bool:
@@ -357,7 +354,7 @@ def _read_header(record: Record, part: int) -> dict[str, Any]:
 
 
 def _folder_of(name: str) -> Path:
-    if not name.isalnum():  # it becomes part of a path
+    if not name.isalnum():  # it becomes part of a path: no "..", no "/"
         raise ValueError(f"{name!r} is no session's id")
     return sessions_folder() / name
 
@@ -372,7 +369,7 @@ def _journal_size(session: Session) -> int:
 def _tail(session: Session, name: str) -> list[str]:
     try:
         with (session.folder / name).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))  # a log may be large
             return file.read().decode("utf-8", "replace").splitlines()[-TAIL:]
     except OSError:
         return []
@@ -386,5 +383,5 @@ QUERIES: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "paths": complete_paths,
     "debug": read_debug_log,
     "versions": list_versions,
-    "log": lambda wish: read_outputs({**wish, "only": "events"}),
+    "log": lambda query: read_outputs({**query, "only": "events"}),
 }

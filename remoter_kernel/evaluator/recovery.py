@@ -66,7 +66,7 @@ class Recovery:
         self._writer = writer
         self._uncertain = [each for each in recovered.requests if each.stage >= Stage.SENT]
         self._started = set(recovered.inferred.replies)
-        # Those that had begun when the kernel took up our question, if its busy has told that.
+        # Those that had begun when the kernel took up our question, if its busy came first.
         self._begun_before: set[str] | None = None
         self._reported: set[tuple[str, bool]] = set()  # which cell was told; was it UNHEARD?
         self._inferred = InferredReplies()
@@ -139,9 +139,9 @@ class Recovery:
 
     def _report_once(self, request: Request, sentence: str) -> None:
         """Say a sentence in a cell, unless one like it is there."""
-        told = request.id, sentence == UNHEARD
-        if told not in self._reported:
-            self._reported.add(told)
+        key = request.id, sentence == UNHEARD
+        if key not in self._reported:
+            self._reported.add(key)
             self._writer.write_stderr(request, sentence)
 
     def on_question_reached(self) -> None:

@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, words: dict[str, Any]) -> None:
     """Write a file of ours so that it is seen whole or not at all; mode 0600."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may write at once
     handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -153,12 +153,12 @@ class Session:
         return before if isinstance(before, list) else []
 
     def mark_ended(self, why: str, *, died: float = 0.0) -> None:
-        """Note that this session has ended, and why: nobody joins it any more.
+        """Note that this session has ended, and why: no launch joins it any more.
 
-        `died`: when, if that was long before somebody found out (seconds since 1970).
+        `died`: when, in seconds since 1970, if that was long before this was noticed.
         """
         _log.info("Session %s ends: %s", self.id, why.partition("\n")[0])
-        # Without room, that nothing of it runs says it, too.
+        # Without room: that none of its processes runs says it, too.
         with logs.noting(_log, "its end is not written", OSError):
             self.update(ended=time.time(), died=died or time.time(), why=why)
 
@@ -183,7 +183,7 @@ class Session:
         return is_there and self.is_of_this_boot()
 
     def death_reason(self) -> tuple[str, float]:
-        """Say why nothing of it runs any more, and when it was last heard of."""
+        """Return why nothing of it runs any more, and when it left its last trace."""
         exit_words = self.read("exit.json")
         last = max(
             (_modified_at(self.folder / name) for name in ("journal", "exit.json")), default=0
@@ -219,7 +219,7 @@ class Session:
         if self.read("session.json").get("ended") or not self.is_evaluator_running():
             return False
         try:
-            port = whole_number(listener.get("port"))
+            port = whole_number(listener.get("port"))  # a bad file may have one above 65535
             with socket.create_connection(("127.0.0.1", port), ANSWER_WITHIN):
                 return True
         except (OSError, OverflowError):

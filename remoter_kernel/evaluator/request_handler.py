@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from remoter_kernel.evaluator.message_writer import MessageWriter
     from remoter_kernel.evaluator.registry import Session
 
-STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
+STUBBORN = 2  # interrupts of one cell after which its person is told what else can be done
 
 
 class RequestHandler:
@@ -116,7 +116,7 @@ class RequestHandler:
                 is_held=is_held,
                 then=lambda: self._on_persisted(client, head, len(body), then),
             )
-        except Exception:  # it is refused, and nobody waits behind it
+        except Exception:  # it is refused: what comes behind it must not wait for it
             if request:
                 self.requests.move(request, Stage.FAILED, "it could not be taken in")
             raise
@@ -144,8 +144,8 @@ class RequestHandler:
         for request in self.requests:
             has_replied = request.stage is Stage.REPLIED
             is_last = is_cut and (BUSY in request.states or request is running)
-            told = why if has_replied else ""  # else an error says it
-            log_failure_of(partial(self._report_kernel_end, request, told, is_cut=is_last))
+            sentence = why if has_replied else ""  # else an error says it
+            log_failure_of(partial(self._report_kernel_end, request, sentence, is_cut=is_last))
             if has_replied:
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:
@@ -157,13 +157,13 @@ class RequestHandler:
             log_failure_of(partial(self.writer.answer_error, request, name, why))
         self.requests.move(request, Stage.FAILED, why)
 
-    def _report_kernel_end(self, request: Request, told: str, *, is_cut: bool) -> None:
+    def _report_kernel_end(self, request: Request, why: str, *, is_cut: bool) -> None:
         """Say in a cell that its kernel has ended, and end it if it has its reply."""
         if is_cut:
             self.writer.write_busy(request)
-            told = f"{told} The last outputs of this cell may be missing.".lstrip()
-        if told:
-            self.writer.write_stderr(request, told)
+            why = f"{why} The last outputs of this cell may be missing.".lstrip()
+        if why:
+            self.writer.write_stderr(request, why)
         if request.stage is Stage.REPLIED:
             self.writer.write_idle(request)
 
@@ -248,7 +248,8 @@ class RequestHandler:
             each.client == client.name and each.stage in {Stage.HELD, Stage.QUEUED}
             for each in requests
         )
-        if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
+        sent = {each.id for each in requests if Stage.SENT <= each.stage < Stage.REPLIED}
+        if cells and not has_unbegun and sent.isdisjoint(map(str, cells)):
             return
         cell = requests.running
         self.listener.limit_output([cell.id] if cell else [])
@@ -265,10 +266,6 @@ class RequestHandler:
             self.dispatcher.answer_cancelled()
         else:
             self._send_interrupt()
-
-    def _is_at_kernel(self, name: str) -> bool:
-        request = self.requests.get(str(name))
-        return request is not None and request.is_open and request.stage >= Stage.SENT
 
     def _reply_interrupted(self, request: Request) -> None:
         """Reply to an interrupted cell that the kernel was done with without a reply."""

@@ -86,6 +86,7 @@ class StatusWriter:
 
     def open(self) -> None:
         """Go on from what an evaluator before this one knew of its clients, and begin."""
+        # For `remoter outputs`: what a client had acknowledged that will never come back.
         known = self._session.read(STATUS_FILE).get("fronts") or {}
         self._clients = {name: {**words, "here": False} for name, words in known.items()}
         self._cells = dict.fromkeys(read_cells(self._session))

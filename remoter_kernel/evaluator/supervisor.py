@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.messages import KernelMessage
     from remoter_kernel.protocol.requests import Request
 
-DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
+# Seconds that a kernel has for its own shutdown (atexit functions, flushed files), before a signal.
+DIE_WITHIN = 4.0
 KILL_WITHIN = 2.0  # seconds after that signal
 NAMED_WITHIN = 0.5  # seconds until the warden says which process it has started
 RESTART_AFTER = 0.2  # seconds: JupyterLab drops errors of cells that come after "restarting"
@@ -99,7 +100,7 @@ class Supervisor:
         self._idle_timeout = IdleTimeout(listener, requests, self.stop)
         self._port_conflicts = PortConflicts(reactor)
         self._reported_error = ""  # of the journal
-        self._last_snapshot: tuple[Any, ...] = ()  # what the status file was last told of
+        self._last_snapshot: tuple[Any, ...] = ()  # of what the status file depends on
 
     def run(self) -> None:
         """Serve until the session ends."""
@@ -115,6 +116,7 @@ class Supervisor:
         listener.on_client_change = self._writer.log_connection
         reactor.after_pass = self._after_poll
         self._status.open()
+        # Also where an evaluator that died had been told to finish.
         is_finishing = bool(self.session.about.get("finish"))
         self._idle_timeout.start(self.session_request, is_finishing=is_finishing)
         reactor.on_bug = _print_bug
@@ -170,6 +172,7 @@ class Supervisor:
 
     def _kernel_for(self, channel: Channel) -> KernelProcess | None:
         """Return the kernel if it may be sent at once what comes on this channel."""
+        # A kernel that is being recovered may wait for input, and can be interrupted.
         is_asked_late = self.state is KernelLifecycle.RECOVERING and channel is not Channel.SHELL
         return self.kernel if self.state is KernelLifecycle.READY or is_asked_late else None
 
@@ -351,11 +354,12 @@ class Supervisor:
     def _restart_kernel(self) -> None:
         if self.state is not KernelLifecycle.DEAD:
             return  # it is to end
+        # As Jupyter's own restarter publishes it: clients reset their prompts.
         self._writer.publish("status", {"execution_state": "restarting"})
         self._start_kernel()
 
     def _fail(self, why: str) -> None:
-        """End a session whose kernel does not start, once it has told why."""
+        """End a session whose kernel does not start, once a client knows why."""
         self.state = KernelLifecycle.FAILED
         self.why = why
         self._writer.write_event("failed", why=why)
@@ -396,6 +400,7 @@ class Supervisor:
         if kernel is None or self.state is KernelLifecycle.STOPPING:
             return  # it is about to start anew by itself, or ends for good
         if was_ready:
+            # The cell's own KeyboardInterrupt is dropped: no person has interrupted it.
             self._kernel_output.interrupted_at_end = self._request_handler.interrupt_for_shutdown()
         self.state = state
         if was_ready:
