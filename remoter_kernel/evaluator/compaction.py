@@ -1,9 +1,9 @@
-"""What of a journal goes when it has reached its bound, and the file without it.
+"""Compaction: what of a journal goes when it has reached its bound, and the file without it.
 
 First the middle of each cell's stream text, then displays that were updated since and the
-traffic of widgets, then the small change of the kernel's states; results and errors last.
-Requests, replies and notes stay. What a living front has not taken yet goes only when
-nothing else is left. Numbers never change; a mark says how much of which cell went.
+messages of widgets, then the kernel's states; results and errors last. Requests, replies and
+events stay. What a connected client has not acknowledged goes only when nothing else is left.
+Numbers never change; a marker says how much of which cell went.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENDS = (64 * 1024, 4 * 1024)  # bytes that stay of a cell's text at its head and at its tail
+# Bytes that stay of a cell's text at its head and at its tail; the second if the first is too much.
+ENDS = (64 * 1024, 4 * 1024)
 COPY = 1024 * 1024  # bytes at a time
 
 STAYS, TEXT, UPDATE, COMM, SMALL, RESULT = range(6)
@@ -43,18 +44,18 @@ CLASSES = {
 
 
 class CompactedFile(NamedTuple):
-    """A file with more room: what it has, up to the end of the old one as it was then."""
+    """The compacted file, up to the end of the old one as it was then."""
 
     path: Path
     file: int
     new_index: Index
     last: int  # number
     end: int  # bytes of the old file that were looked at
-    size: int  # bytes that it became
+    size: int  # bytes of the new file
 
     @property
     def offset_delta(self) -> int:
-        """How much further on (less: negative) what came later lies in this file."""
+        """How many bytes further on (negative: less) later records lie in this file."""
         return self.size - self.end
 
     def catch_up_and_replace(self, old: int, end: int, path: Path) -> None:
@@ -69,12 +70,12 @@ class CompactedFile(NamedTuple):
         try:
             self.path.replace(path)
         except OSError:
-            # The answer of a server that has done it may be lost; asked again, it finds nothing.
+            # NFS: a server's answer may be lost; the client asks again, and the file is renamed.
             if not os.path.samestat(path.stat(), os.fstat(self.file)):
                 raise
 
     def discard(self) -> None:
-        """Leave nothing behind, as far as the disk lets us."""
+        """Close and remove it, as far as the disk lets us."""
         with contextlib.suppress(OSError):
             os.close(self.file)
         with contextlib.suppress(OSError):
@@ -85,7 +86,7 @@ class Catalogue:
     """What kinds of records there are, and how much room they take."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        # Parallel arrays by place: there may be millions of records.
         self.numbers = array("Q")
         self.sizes = array("Q")
         self.classes = bytearray()
@@ -121,8 +122,9 @@ class Catalogue:
         return place
 
     def select_dropped(self, target: int, taken: int) -> dict[int, dict[str, Any]]:
-        """Let records go until the rest fits; return the marks that stand for them, by place."""
+        """Drop records until the rest fits; return the markers that stand for them, by place."""
         newest = set(self.shown.values())
+        # First of what all have acknowledged; if that is not enough, of the rest, too.
         for until in (taken, self.numbers[-1] if self.numbers else 0):
             for wave in (
                 *(self._middle_text(end) for end in ENDS),
@@ -149,7 +151,7 @@ class Catalogue:
             at = self.classes.find(kind, at + 1)
 
     def _middle_text(self, end: int) -> Iterator[int]:
-        """Yield what is neither head nor tail of its cell's text, the oldest cells first."""
+        """Yield what is neither in the first nor the last `end` bytes of its cell's text."""
         whole: dict[int, int] = {}
         for at in self._of_class(TEXT):
             whole[self.cells[at]] = whole.get(self.cells[at], 0) + self.sizes[at]
@@ -180,9 +182,9 @@ def compact(path: Path, last: int, end: int, taken: int, target: int) -> Compact
     """Write the file beside that has what is to stay; the journal itself is left alone.
 
     `last`, `end`: the number and the byte up to which to look; `taken`: the number up to
-    which all living fronts have what they should; `target`: bytes.
+    which all connected clients have acknowledged what is for them; `target`: bytes.
     """
-    beside = path.with_name(f"{path.name}.part")
+    beside = path.with_name(f"{path.name}.part")  # on the same file system: it is renamed
     catalogue = Catalogue()
     with path.open("rb") as source:
         for offset, record in Scan(source, end):
@@ -207,7 +209,7 @@ def _copy_kept(
     waiting = size = len(chunks[0])
     at = -1
     for offset, record in scan:
-        kept = record  # without an offset it is a mark for what is damaged: that stays
+        kept = record  # without an offset it is a marker for what is damaged: that stays
         if offset:
             at += 1
             if at in marks:

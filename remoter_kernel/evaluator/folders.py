@@ -1,9 +1,9 @@
-"""Where the sessions of a person are here, and where the locks of this machine are.
+"""Where the sessions of a user are, and where the locks of this machine are.
 
-Locks need a folder on this machine's own disk that nobody else can enter, take away or have
-before us. All processes of one person on one machine must come to the same one, whatever
-others put in their way: where the usual place is somebody else's, another one is made, and
-remembered among the sessions by a link whose first writer wins.
+Locks need a folder on this machine's own disk that no other user can enter, remove or create
+before us. All processes of one user on one machine must use the same one, whatever other users
+do: where the usual place is another user's, a new one is made, and remembered among the sessions
+by a symbolic link, whose first writer wins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def data_folder() -> Path:
-    """Return where all of ours is kept that must not be lost; a relative setting counts as none."""
+    """Return where all is that must not be lost; the XDG rules ignore a relative setting."""
     data = os.environ.get("XDG_DATA_HOME") or ""
     if not os.path.isabs(data):  # noqa: PTH117 - "" is none
         data = os.path.expanduser("~/.local/share")  # noqa: PTH111 - keeps "~" when there is no home
@@ -39,25 +39,25 @@ def sessions_folder() -> Path:
 
 
 def is_owned_by_user(folder: Path) -> bool:
-    """Is this a folder that belongs to this user? What others put there is not for us."""
+    """Is this a folder that belongs to this user? What other users put there is not for us."""
     try:
-        about = folder.lstat()
+        about = folder.lstat()  # not stat: a link may lead to a folder of ours
     except OSError:
         return False
     return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
 
 
 def locks_folder() -> Path:
-    """Return the folder of this person's locks on this machine; make it if need be."""
+    """Return the folder of this user's locks on this machine; make it if need be."""
     reminders = _reminders()
     known = filter(_is_private, _known_folders(reminders))
     return next(known, None) or _make_random_folder(len(reminders))
 
 
 def remove_locks_folder_if_empty(folder: Path) -> None:
-    """Remove the folder unless somebody needs it.
+    """Remove the folder; `rmdir` fails while a lock is in it.
 
-    One that was made because others were in the way stays: they would take its name, too.
+    One with a random name stays: its name is known by now, and another user could take it.
     """
     if folder != _last_folder(_reminders()):
         folder.rmdir()
@@ -74,7 +74,7 @@ def _known_folders(reminders: list[Path]) -> Iterator[Path]:
 
 
 def _is_private(folder: Path) -> bool:
-    """Is this folder, made now if it was missing, ours alone, and of use? A link is nobody's."""
+    """Is this folder, made now if it was missing, ours alone, and usable? A link never is."""
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
     return (
@@ -85,7 +85,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _can_create_files(folder: Path) -> bool:
-    """Can there be one more file? Empty ones need a place in its table, and nothing else."""
+    """Can there be one more file? An empty one needs an inode, and nothing else."""
     try:
         about = os.statvfs(folder)
     except OSError:
@@ -95,29 +95,21 @@ def _can_create_files(folder: Path) -> bool:
 
 
 def _make_random_folder(number: int) -> Path:
-    """Make a folder with a name that nobody could know, and remember it for this boot.
+    """Make a folder with a name that nobody could guess, and remember it for this boot.
 
-    `number`: of reminders that there were when no known place would do. If there is another
-    one by now, another process was quicker.
+    `number`: how many links there were when none of the known places would do. If there is
+    another one by now, another process was quicker.
     """
     folder = _new_folder()
     sessions_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _try_link(_reminder(number), folder):
-        return folder
-    folder.rmdir()
-    return locks_folder()
-
-
-def _try_link(reminder: Path, folder: Path) -> bool:
-    """Make a link to a folder, unless there is one already."""
     try:
-        reminder.symlink_to(folder)
-    except FileExistsError:
-        return False
-    except OSError:
+        _reminder(number).symlink_to(folder)  # atomic, also over NFS
+    except OSError as error:
         folder.rmdir()
+        if isinstance(error, FileExistsError):
+            return locks_folder()
         raise
-    return True
+    return folder
 
 
 def _new_folder() -> Path:
@@ -158,7 +150,7 @@ def _supports_locks(folder: Path) -> bool:
 
 
 def _last_folder(reminders: list[Path]) -> Path | None:
-    """Return the place that was made last in this boot of this machine."""
+    """Return the folder that was made last in this boot of this machine."""
     for reminder in reminders[-1:]:
         with contextlib.suppress(OSError):
             return reminder.readlink()

@@ -21,10 +21,10 @@ _NOT_FOR_CLIENTS = 0x80
 
 
 class Index:
-    """Numbers in growing order, with the offset (0: not on disk), channel and front of each."""
+    """Numbers in growing order, with the offset (0: not on disk), channel and client of each."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        # Arrays, for there may be millions: an object for each would take several times as much.
         self.numbers = array("Q")
         self.offsets = array("Q")
         self._flags = array("B")
@@ -44,7 +44,7 @@ class Index:
     def find(self, number: int) -> int:
         """Return the position of a number, or -1."""
         numbers = self.numbers
-        # Most of the time somebody asks for what is near the end, where there are no gaps.
+        # Most of the time it is one near the end, and between there and the end are no gaps.
         position = len(numbers) - 1 - (numbers[-1] - number) if numbers else -1
         if 0 <= position < len(numbers) and numbers[position] == number:
             return position
@@ -61,15 +61,19 @@ class Index:
         end = max(position, begin + 1)  # where the last one of these ends is not known
         return dict(zip(self.numbers[begin:end], offsets[begin:end]))
 
-    def after(self, number: int) -> Iterator[int]:
-        """Yield the numbers beyond one."""
+    def entries_for(
+        self, client: bytes, everyone: bytes, number: int
+    ) -> Iterator[tuple[int, Channel]]:
+        """Yield number and channel of what a client should get beyond a number."""
         position = self.find(number) + 1 or bisect_right(self.numbers, number)
-        while position < len(self.numbers):
-            yield self.numbers[position]
+        while position < len(self.numbers):  # asked each time: records come meanwhile
+            flags = self._flags[position]
+            if not flags & _NOT_FOR_CLIENTS and self._clients[position] in (everyone, client):
+                yield self.numbers[position], CHANNELS[flags]
             position += 1
 
     def channel_for(self, client: bytes, everyone: bytes, number: int) -> Channel | None:
-        """Return the channel of a record that a front should get, else None."""
+        """Return the channel of a record that a client should get, else None."""
         position = self.find(number)
         if position < 0:
             return None
@@ -79,7 +83,7 @@ class Index:
         return CHANNELS[kind]
 
     def append_from(self, other: Index, number: int, shift: int) -> None:
-        """Take over what another has beyond a number; there, it lies `shift` bytes further on."""
+        """Take over what another index has beyond a number; here, it lies `shift` bytes further."""
         begin = bisect_right(other.numbers, number)
         self.numbers.extend(other.numbers[begin:])
         offsets = other.offsets[begin:]

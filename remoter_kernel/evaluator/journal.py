@@ -1,8 +1,8 @@
-"""The record of what was said: append-only, and the outbox of every front.
+"""A session's journal: an append-only file, and the outbox of every client.
 
-The position of a record is its number on the wire. One thread writes, another one reads, so that a
-slow disk holds up neither interrupts nor outputs. Outputs may be said before they are
-written; what a front asked for is acknowledged, and given to the child, only after. A
+The number of a record is its number on the link. One thread writes, another one reads, so that a
+slow disk holds up neither interrupts nor outputs. Outputs may be sent before they are
+written; a client's request is acknowledged, and given to the kernel, only after. A
 record that the disk refuses stays in memory.
 """
 
@@ -22,60 +22,71 @@ from remoter_kernel.evaluator import records
 from remoter_kernel.evaluator.compaction import CompactedFile, compact
 from remoter_kernel.evaluator.index import Index
 from remoter_kernel.evaluator.records import EVERYONE, Record, Scan, encode_record
+from remoter_kernel.protocol.frames import Channel, pack_parts, to_json
+from remoter_kernel.protocol.reactor import ignore
 from remoter_kernel.protocol.threads import Thread, Worker, end_loop_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from remoter_kernel.protocol.frames import Channel
-
 _log = logging.getLogger(__name__)
 
 RETRY_AFTER = 1.0  # seconds: a full disk may have room again
-RECENT_BYTES = 8 * 1024 * 1024  # bytes of written records that are kept at hand
-HANGS_AFTER = 10.0  # seconds in which nothing is written
+RECENT_BYTES = 8 * 1024 * 1024  # bytes of written records that stay in memory
+HANGS_AFTER = 10.0  # seconds without a write that ends, after which clients are told of it
 WRITE_BYTES = 1024 * 1024  # bytes that are written together
 READ_AHEAD = 1024 * 1024  # bytes that are read together
 READ_CACHE_BYTES = 4 * 1024 * 1024  # bytes that were read and may yet be asked for
-READ_TRIES = 5  # a second apart: it may be another moment by then
+READ_TRIES = 5  # a second apart: a network disk may be back by then
 READ_WITHIN = 1.0  # seconds that the last reading may take when all ends
-GAP = 1_000_000  # numbers that an evaluator which died may have said and not written
-LIMIT = 1024**3  # bytes of a journal, unless its session was told another bound
+# Numbers that an evaluator which died may have sent and not written: none is used twice.
+GAP = 1_000_000
+LIMIT = 1024**3  # bytes of a journal, unless its session has another limit
 TARGET_SHARE = 0.75  # of the limit: what is left when room was made
 
 Call = Callable[[], None]
-ToWrite = Union[Record, CompactedFile, None]
-_log = logging.getLogger(__name__)
+ToWrite = Union[Record, CompactedFile, None]  # None: the end
 
 
 class Journal:
-    """An open journal. All but the writing happens in the caller's thread."""
+    """An open journal. All but the sections named so runs in the caller's thread."""
 
-    def __init__(self, path: Path, call: Callable[[Call], None], limit: int = LIMIT) -> None:
-        """Remember the file, how a call gets to the caller's own thread, the bound in bytes."""
+    # 28 attributes: the index, what is in memory, the writer's and the reader's own; a record
+    # passes through all of them.
+
+    def __init__(
+        self,
+        path: Path,
+        call: Callable[[Call], None],
+        limit: int = LIMIT,
+        call_without_wakeup: Callable[[Call], None] | None = None,
+    ) -> None:
+        """`call` makes a call in the caller's thread, from any other; `limit` is in bytes.
+
+        `call_without_wakeup` does the same whenever that thread wakes up next.
+        """
         self.path = path
         self.limit = limit
         self.last = 0
         self.written = 0
-        self.lowest_acked: Callable[[], int] = lambda: self.last  # all have taken what is before
-        self.on_read: Call = lambda: None  # what was asked for may be at hand now
+        self.lowest_acked: Callable[[], int] = lambda: self.last  # by all connected clients
+        self.on_read: Call = ignore  # what `body` was asked for may be in memory now
         self._call = call
+        self._call_without_wakeup = call_without_wakeup or call
         self._last_error = ""  # why the disk does not take records, in the system's words
-        self._last_progress = 0.0  # when something was to be written last, and nothing is since
+        self._last_progress = 0.0  # of the writer; on the monotonic clock
         self._write_fd = -1  # the writer's, as are the next two
         self._logged = ""
         self._end = 0
         self._read_fd = -1
         self._index = Index()
-        self._recent: dict[int, bytes] = {}
+        self._recent: dict[int, bytes] = {}  # bodies by number: what is unwritten, and the newest
         self._recent_bytes = 0
-        self._read_cache: dict[int, bytes] = {}  # from the file, of late
+        self._read_cache: dict[int, bytes] = {}  # bodies that were read from the file of late
         self._read_cache_bytes = 0
         self._being_read: set[int] = set()
-        self._failed_reads: dict[
-            int, int
-        ] = {}  # how often the disk did not give what was asked for
+        self._failed_reads: dict[int, int] = {}  # how often the disk has refused each
         self.unreadable: dict[int, str] = {}  # by number: what the disk says instead of it
         self._reader = Worker("journal reader", call)
         self._on_written: dict[int, Call] = {}
@@ -91,7 +102,7 @@ class Journal:
         return self._last_error or ("it does not answer" if is_late else "")
 
     def open(self, visit: Callable[[Record], None] = lambda _record: None) -> None:
-        """Open or create the file (0600), let all that is in it be seen, begin to write."""
+        """Open or create the file (0600), show `visit` all that is in it, begin to write."""
         self._write_fd = os.open(str(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._read_fd = os.dup(self._write_fd)
         if os.fstat(self._write_fd).st_size:
@@ -99,7 +110,7 @@ class Journal:
         if not self._end:
             line = records.first_line()
             self._end = os.write(self._write_fd, line)
-            if self._end < len(line):
+            if self._end < len(line):  # a full disk may take some bytes of it
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._writer.start()
 
@@ -119,46 +130,42 @@ class Journal:
         client_number: int = 0,
         is_from_client: bool = False,
         is_held: bool = False,
+        is_marker: bool = False,
         then: Call | None = None,
     ) -> int:
         """Add a record and return its number; `then` is called once it is written."""
-        number, now = self.last + 1, time.time()
-        record = Record(
-            number, channel, is_from_client, client, body, now, client_number, is_held=is_held
-        )
-        return self._add(record, then)
-
-    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
-        """Add a mark: for whoever reads the journal, and for no front."""
-        return self._add(records.marker(self.last + 1, time.time(), words), then)
-
-    def _add(self, record: Record, then: Call | None) -> int:
-        if self.written == self.last:
+        origin = channel, is_from_client, client
+        flags = client_number, is_marker, is_held
+        record = Record(self.last + 1, *origin, body, time.time(), *flags)
+        if self.written == self.last:  # the writer had nothing to do: from now on it may be late
             self._last_progress = time.monotonic()
         self.last = record.number
         self._index.add(record)
         self._recent[self.last] = record.body
         self._recent_bytes += len(record.body)
         if then:
-            self._on_written[self.last] = then
+            self._on_written[self.last] = then  # before the writer has it: it asks whether to wake
         self._queue.put(record)
         return self.last
 
-    def after(self, number: int) -> Iterator[int]:
-        """Yield the numbers that there are beyond one."""
-        return self._index.after(number)
+    def append_marker(self, words: dict[str, Any], then: Call | None = None) -> int:
+        """Add a mark: for whoever reads the journal, and for no client."""
+        body = pack_parts([to_json(words)])
+        return self.append(Channel.EVENT, body, is_marker=True, then=then)
+
+    def entries_for(self, client: bytes, number: int) -> Iterator[tuple[int, Channel]]:
+        """Yield number and channel of what a client should get beyond a number."""
+        return self._index.entries_for(client, EVERYONE, number)
 
     def channel_for(self, client: bytes, number: int) -> Channel | None:
-        """Return the channel of a record that a front should get, else None."""
+        """Return the channel of a record that a client should get, else None."""
         return self._index.channel_for(client, EVERYONE, number)
 
     def body(self, number: int) -> bytes | None:
-        """Return the body of a record from memory; None: it is read, and `on_read` tells."""
-        body = self._recent.get(number)
-        if body is None:
-            body = self._read_cache.get(number)
+        """Return the body of a record from memory; None: it is being read, then `on_read` comes."""
+        body = self._recent.get(number, self._read_cache.get(number))
         if body is None and number not in self._being_read:
-            # One that was asked for in vain is read alone: others may be well.
+            # One that the disk has refused is read alone: its neighbours may be well.
             places = self._index.locate(number, 0 if number in self._failed_reads else READ_AHEAD)
             self._being_read.update(places)
             self._reader.submit(
@@ -169,7 +176,10 @@ class Journal:
         return body
 
     def _recover(self, visit: Callable[[Record], None]) -> None:
-        """Read what an evaluator before this one has written, and cut off a torn tail."""
+        """Read what an evaluator before this one has written, and cut off a torn tail.
+
+        A record may be torn where that one died in a write; what follows it could not be read.
+        """
         with self.path.open("rb") as file:
             scan = Scan(file)
             for offset, record in scan:
@@ -189,7 +199,7 @@ class Journal:
     # The writer's thread ---------------------------------------------------------------
 
     def _write_all(self) -> None:
-        refused: list[Record] = []  # by the disk, so far
+        refused: list[Record] = []  # what is unwritten: new, or refused by the disk so far
         is_open = True
         while is_open:
             fresh = self._take_queued(RETRY_AFTER if refused else None)
@@ -198,9 +208,11 @@ class Journal:
             if refused:
                 trouble, offsets = self._write(refused)
                 first, last = refused[0].number, refused[-1].number
-                self._call(
-                    partial(self._on_written_up_to, first, last, offsets, trouble, self._end)
-                )
+                # If nothing waits for it, the loop may take note when it wakes up anyway: a wake-up
+                # for each output would cost more than the output itself.
+                is_awaited = self._on_written or trouble != self._last_error
+                call = self._call if is_awaited else self._call_without_wakeup
+                call(partial(self._on_written_up_to, first, last, offsets, trouble, self._end))
                 del refused[: len(offsets)]
             for item in fresh:
                 if isinstance(item, CompactedFile):
@@ -215,14 +227,14 @@ class Journal:
                 items.append(self._queue.get_nowait())
         return items
 
-    def _write(self, said: list[Record]) -> tuple[str, list[int]]:
+    def _write(self, unwritten: list[Record]) -> tuple[str, list[int]]:
         """Write as much as the disk takes; return why it was not all, and where each lies."""
         offsets: list[int] = []
         try:
             self._truncate_torn_tail()
-            for block in _blocks(said):
+            for block in _blocks(unwritten):
                 self._write_block(block, offsets)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and tried again
+        except Exception as error:  # noqa: BLE001 - whatever it is, clients are told; it is tried again
             self._log_once(f"The journal {self.path} was not written: {error}")
             with contextlib.suppress(OSError):
                 self._truncate_torn_tail()  # half a record takes the room that others may need
@@ -240,7 +252,10 @@ class Journal:
             self._logged = trouble
 
     def _write_block(self, block: list[bytes], offsets: list[int]) -> None:
-        """Write some records; those that are whole on the disk count, also if it takes no more."""
+        """Write some records; those that are whole on the disk count, also if it takes no more.
+
+        `offsets` gets where each of them begins.
+        """
         left = memoryview(b"".join(block))
         reached = self._end
         try:
@@ -256,10 +271,10 @@ class Journal:
                 self._end += len(chunk)
 
     def _truncate_torn_tail(self) -> None:
-        """Have the file end where the last whole record does: a write may have failed half-way.
+        """Let the file end where the last whole record does: a write may have failed half-way.
 
         One that somebody has cut becomes as long as it was, or nothing would lie where the
-        index says; who reads it is told what is missing.
+        index says; the checksums tell readers what is missing.
         """
         size = os.fstat(self._write_fd).st_size
         if size == self._end:
@@ -269,7 +284,7 @@ class Journal:
         os.ftruncate(self._write_fd, self._end)
 
     def _reopen(self, error: OSError) -> None:
-        """Go on through a new handle: a server has forgotten the one that we have."""
+        """Go on through a new descriptor: an NFS server has forgotten the one that we have."""
         if error.errno != errno.ESTALE:
             return
         files: list[int] = []
@@ -285,7 +300,7 @@ class Journal:
         self._call(partial(self._switch_read_fd, files[1]))
 
     def _switch_to(self, compacted: CompactedFile) -> None:
-        """Write on in the file that has more room: what was written meanwhile goes there, too."""
+        """Write on in the compacted file: what was written meanwhile is copied there, too."""
         reading = -1
         try:
             reading = os.dup(compacted.file)
@@ -302,7 +317,7 @@ class Journal:
         self._call(partial(self._finish_compaction, compacted, reading))
 
     def _end_process(self, error: BaseException) -> None:
-        """Without this thread nothing is kept any more: another evaluator goes on."""
+        """End this process: without this thread nothing is kept any more. Another one goes on."""
         self._call(partial(end_loop_with, error))
 
     # The caller's thread ---------------------------------------------------------------
@@ -316,24 +331,26 @@ class Journal:
         self._last_progress = time.monotonic()
         for position, offset in enumerate(offsets, self._index.find(first)):
             self._index.offsets[position] = offset
-        for number in range(self.written + 1, last + 1):
-            self._run_written_callback(number)
+        for number in range(self.written + 1, last + 1) if self._on_written else ():
+            then = self._on_written.pop(number, None)
+            if then:
+                self._run_written_callback(number, then)
         self.written = last
-        self._trim_recent()
+        if self._recent_bytes > RECENT_BYTES:
+            self._trim_recent()
         if end > self._compact_at and not (self._is_compacting or trouble):
             self._start_compaction(last, end)
 
-    def _run_written_callback(self, number: int) -> None:
-        """Tell whoever waits for a record; what goes wrong with one holds up none behind it."""
-        then = self._on_written.pop(number, None)
+    @staticmethod
+    def _run_written_callback(number: int, then: Call) -> None:
+        """Call who waits for a record; what goes wrong with one holds up none behind it."""
         try:
-            if then:
-                then()
+            then()
         except Exception as error:  # noqa: BLE001 - a bug in one is no matter of the others
             _log.exception("After record %d was written: %s", number, logs.reason(error))
 
     def _trim_recent(self) -> None:
-        """Let go of the oldest bodies that are on disk."""
+        """Drop the oldest bodies that are on disk."""
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             number = next(iter(self._recent))
             position = self._index.find(number)  # -1: it has gone to make room
@@ -342,7 +359,10 @@ class Journal:
             self._recent_bytes -= len(self._recent.pop(number))
 
     def _start_compaction(self, last: int, end: int) -> None:
-        """Begin to copy what is to stay, in a thread: the writer goes on meanwhile."""
+        """Begin to copy what is to stay, in a thread: the writer goes on meanwhile.
+
+        The writer gets the copy by its queue, and so at a moment when it writes nothing.
+        """
         self._is_compacting = True
         taken, target = self.lowest_acked(), int(self.limit * TARGET_SHARE)
 
@@ -359,7 +379,7 @@ class Journal:
         Thread(copy, name="make room", on_error=give_up).start()
 
     def _finish_compaction(self, compacted: CompactedFile | None, reading: int) -> None:
-        """Find things where they are now; if it was in vain, try again a good deal later."""
+        """Use the compacted file's index; without one, try again after another 1/8 of the limit."""
         self._is_compacting = False
         if compacted is None:
             self._compact_at += max(1, self.limit // 8)
@@ -371,13 +391,12 @@ class Journal:
 
     def _switch_read_fd(self, reading: int) -> None:
         old, self._read_fd = self._read_fd, reading
-        self._reader.submit(partial(_close, old))  # it may be in use; and closing may take a while
+        self._reader.submit(partial(_close, old))  # behind its reads; and close() may block on NFS
 
     def _on_bodies_read(self, bodies: dict[int, bytes]) -> None:
         self._being_read.difference_update(bodies)
-        for number in bodies if self._failed_reads else ():
-            self._failed_reads.pop(number, None)
         for number, body in bodies.items():
+            self._failed_reads.pop(number, None)
             self._read_cache_bytes += len(body) - len(self._read_cache.pop(number, b""))
             self._read_cache[number] = body
         while self._read_cache_bytes > READ_CACHE_BYTES and len(self._read_cache) > 1:
@@ -389,7 +408,7 @@ class Journal:
         self._failed_reads[number] = self._failed_reads.get(number, 0) + 1
         if self._failed_reads[number] >= READ_TRIES:
             self.unreadable[number] = str(error)
-        self.on_read()  # whoever waits asks again
+        self.on_read()  # who waits for it asks again
 
     # The reader's thread ---------------------------------------------------------------
 
@@ -398,7 +417,7 @@ class Journal:
         try:
             return records.bodies_at(reading, places)
         except OSError as error:
-            time.sleep(RETRY_AFTER)
+            time.sleep(RETRY_AFTER)  # in this thread: nobody but readers waits for it
             if error.errno != errno.ESTALE:
                 raise
         with self.path.open("rb") as file:
@@ -406,18 +425,18 @@ class Journal:
 
 
 def _close(*files: int) -> None:
-    """Close what is open of these; what a system may say at that is of no use to anybody."""
+    """Close what is open of these; an error at that tells nothing that could be mended."""
     for file in files:
         if file >= 0:
             with contextlib.suppress(OSError):
                 os.close(file)
 
 
-def _blocks(said: list[Record]) -> Iterator[list[bytes]]:
+def _blocks(unwritten: list[Record]) -> Iterator[list[bytes]]:
     """Yield the bytes of records, as many as are written together."""
     block: list[bytes] = []
     size = 0
-    for record in said:
+    for record in unwritten:
         block.append(encode_record(record))
         size += len(block[-1])
         if size >= WRITE_BYTES:

@@ -1,7 +1,8 @@
-"""What a kernel and its subprocesses print by themselves: a file with a bound.
+"""What a kernel and its subprocesses print to their stdout and stderr: a file with a bound.
 
-They write to the file themselves, so that what they start may outlive all of us. Where it has
-grown beyond its bound, the middle goes: its head tells how it began, its end what is new.
+They write to the file themselves, without a pipe to us: what they start may outlive all of ours.
+Where the file has grown beyond its bound, its middle goes: the head tells how the kernel began,
+the tail what is new.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ MOST_LAST_WORDS = 4000  # characters
 
 
 class LogTrimmer:
-    """Keeps the file within its bound while its kernel runs: for the kernel's parent."""
+    """Keeps the file within its bound while its kernel runs, in a thread of the warden."""
 
     def __init__(self, path: Path) -> None:
-        """Begin to look, in a thread: nobody waits for a disk."""
+        """Begin to look."""
         self._path = path
         self._has_ended = threading.Event()
         self._thread = Thread(self._trim_periodically, name="kernel log")
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more; a disk that hangs is left alone."""
+        """Look once more, but do not wait for a disk that hangs."""
         self._has_ended.set()
         self._thread.join(END_WITHIN)
 
@@ -56,7 +57,7 @@ class LogTrimmer:
 def trim_middle(path: Path, most: int) -> None:
     """Take the middle out of a file with more bytes than `most`.
 
-    What somebody writes in this very moment may go, too.
+    What the kernel writes between the read and the truncation goes, too: its file has no lock.
     """
     with path.open("r+b") as file:
         size = os.fstat(file.fileno()).st_size
@@ -66,7 +67,7 @@ def trim_middle(path: Path, most: int) -> None:
         newest = file.read(NEWEST).partition(b"\n")[2]
         file.truncate(HEAD)
     left_out = f"\n[Here {size - HEAD - len(newest)} bytes or more are left out.]\n".encode()
-    with path.open("ab") as file:  # whoever writes at the same time writes behind or before it
+    with path.open("ab") as file:  # O_APPEND, as the kernel has it: neither overwrites the other
         file.write(left_out + newest)
 
 
@@ -82,14 +83,14 @@ class KernelLog:
     """The file of one session, in which one kernel after the other begins."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the session's folder."""
+        """`folder` is the session's."""
         self.path = folder / NAME
-        self._begin = 0  # of this kernel's words
+        self._begin = 0  # bytes that kernels before this one have printed
 
     def begin(self) -> None:
         """Note that another kernel begins: what is there is of those before it.
 
-        It gets so much room that after a cut of the middle all that is new is its own.
+        It gets so much room that after the next trim the whole tail is its own.
         """
         with contextlib.suppress(OSError):
             trim_middle(self.path, MOST - 2 * NEWEST)
@@ -100,9 +101,10 @@ class KernelLog:
         try:
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                file.seek(max(self._begin if self._begin <= size else 0, size - MOST_READ))
-                said = file.read(MOST_READ)
+                begin = self._begin if self._begin <= size else 0  # else it was trimmed meanwhile
+                file.seek(max(begin, size - MOST_READ))
+                printed = file.read(MOST_READ)
         except OSError:
             return ""
-        text = said.decode("utf-8", "replace")
+        text = printed.decode("utf-8", "replace")
         return "\n".join(text.strip().splitlines()[-lines:])[-MOST_LAST_WORDS:]

@@ -1,4 +1,4 @@
-"""Takes in what the child says: writes it down, and notes what has become of each request.
+"""Handles a kernel's messages: appends them to the journal, and moves the requests they tell of.
 
 A long text becomes several messages, so that each has a number of its own. A kernel that prints
 much sends megabytes in one message, and only whole messages can be held back or go first. Text is
@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import TooLarge
 from remoter_kernel.evaluator.records import EVERYONE
 from remoter_kernel.protocol.frames import Bytes, Channel, pack_parts
-from remoter_kernel.protocol.messages import CONTENT, HEADER, PARENT, execution_state, header_of
+from remoter_kernel.protocol.messages import CONTENT, HEADER, KernelMessage
 from remoter_kernel.protocol.requests import BUSY, IDLE, Stage, has_idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.evaluator.journal import Journal
-    from remoter_kernel.evaluator.listener import Listener
-    from remoter_kernel.evaluator.message_writer import MessageWriter
     from remoter_kernel.evaluator.recovery import RecoveredState, Recovery
     from remoter_kernel.evaluator.request_handler import RequestHandler
 
@@ -34,92 +31,85 @@ _ID = re.compile(rb'("msg_id"\s*:\s*"[^"\\]*)')
 
 
 class KernelOutputHandler:
-    """Hears one child after the other."""
+    """Handles the messages of one kernel after the other."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        listener: Listener,
-        desk: RequestHandler,
-        writer: MessageWriter,
-        recovered: RecoveredState | None,
-    ) -> None:
-        """Remember; `recovered` is that of an evaluator that died, and left its child."""
+    def __init__(self, handler: RequestHandler, recovered: RecoveredState | None) -> None:
+        """`recovered` is that of an evaluator that died, and left its kernel."""
         self.recovery: Recovery | None = None  # while it is under way
         self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
-        self._journal = journal
-        self._listener = listener
-        self._writer = writer
-        self._requests = desk.requests
-        self._interrupts = desk.interrupts
+        self._listener = handler.listener
+        self._journal = handler.listener.journal
+        self._writer = handler.writer
+        self._requests = handler.requests
+        self._interrupts = handler.interrupts
         self._recovered = recovered
 
-    def on_message(self, channel: Channel, parts: list[Bytes]) -> None:
+    def on_message(self, message: KernelMessage) -> None:
         """Take in one message."""
-        if self.interrupted_at_end and self._is_end_of_interrupted(channel, parts):
-            return  # nobody has interrupted it: it hears that its kernel has ended, and why
-        if channel is Channel.IOPUB:
-            self._on_iopub(parts)
+        if self.interrupted_at_end and self._is_end_of_interrupted(message):
+            return  # no client interrupted it: it gets an error that says why its kernel ended
+        if message.channel is Channel.IOPUB:
+            self._on_iopub(message)
         else:
-            self._on_reply(channel, parts)
+            self._on_reply(message)
 
-    def _is_end_of_interrupted(self, channel: Channel, parts: list[Bytes]) -> bool:
-        if header_of(parts[PARENT]).get("msg_id") != self.interrupted_at_end:
+    def _is_end_of_interrupted(self, message: KernelMessage) -> bool:
+        if message.parent_id != self.interrupted_at_end:
             return False
-        is_error = channel is Channel.IOPUB and header_of(parts[HEADER])["msg_type"] == "error"
-        is_idle = channel is Channel.IOPUB and execution_state(parts) == IDLE
-        return channel is Channel.SHELL or is_error or is_idle
+        is_last = message.type == "error" or message.state == IDLE
+        return message.channel is Channel.SHELL or (message.channel is Channel.IOPUB and is_last)
 
-    def _on_iopub(self, parts: list[Bytes]) -> None:
-        state = execution_state(parts)
+    def _on_iopub(self, message: KernelMessage) -> None:
+        state, parent_id, parts = message.state, message.parent_id, message.parts
         if self.recovery:
             self.recovery.on_iopub(parts)
-        asker = str(header_of(parts[PARENT]).get("msg_id", "")) if state else ""
-        # Of what was not given to it the kernel can know only from an evaluator before this one.
+        # What this evaluator did not send, the kernel can have only from one before it.
         least = Stage.RECEIVED if self._recovered and self._recovered.is_damaged else Stage.SENT
         is_of_one = state in {BUSY, IDLE}
-        heard = self._requests.on_state(asker, state, least=least) if is_of_one else None
-        if heard and not heard.is_new:
+        change = self._requests.on_state(parent_id, state, least=least) if is_of_one else None
+        if change and not change.is_new:
             return  # clients take a second idle for that of a later cell
+        # Journaled before `on_idle`: what that sets off must not stand before it in the journal.
         try:
             for piece in split_stream(parts):
                 self._journal.append(Channel.IOPUB, pack_parts(piece))
         except TooLarge as error:
             self._writer.report_lost_output(parts, error)
         if state == IDLE:
-            self._listener.flush_now = True
-            self._interrupts.on_idle(asker)
-        elif heard:
+            self._listener.flush_now = True  # a person sees the cell end: nothing more will follow
+            self._interrupts.on_idle(parent_id)
+        elif change:
             if self.recovery:
-                self.recovery.on_next_request(heard.finished_before)
-            self._interrupts.on_begin(asker, is_running=False)
-        elif b'"execute_input"' in bytes(parts[HEADER]):
-            self._interrupts.on_begin(str(header_of(parts[PARENT]).get("msg_id", "")))
+                self.recovery.on_next_request(change.finished_before)
+            self._interrupts.on_begin(parent_id, is_running=False)  # busy: it may be a silent one
+        elif message.type == "execute_input":
+            self._interrupts.on_begin(parent_id)
 
-    def _on_reply(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Hear a reply, or a question."""
-        asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-        request = self._requests.get(asker)
-        if request and not (request.is_open and request.stage >= Stage.SENT):
+    def _on_reply(self, message: KernelMessage) -> None:
+        """Take in a reply, or a question (`input_request`)."""
+        channel, parent_id, parts = message.channel, message.parent_id, message.parts
+        request = self._requests.get(parent_id)
+        if request and not Stage.SENT <= request.stage < Stage.REPLIED:
             request = None
         if request is None and not (self._recovered and self._recovered.is_damaged):
             return
-        self._listener.flush_now |= channel is not Channel.SHELL  # after a reply comes "idle"
+        # A reply on shell waits for the idle that follows it: both share a frame.
+        self._listener.flush_now |= channel is not Channel.SHELL
         if channel is not Channel.STDIN:
             self._requests.mark_activity()
             if request:
-                is_sure = self.recovery is None  # else a reply before it may be lost
+                is_sure = self.recovery is None  # else an earlier reply may be lost
                 if self.recovery:
                     self.recovery.on_reply(request)
-                self._requests.on_reply(asker, has_idle=has_idle(parts), is_from_kernel=is_sure)
+                self._requests.on_reply(parent_id, has_idle=has_idle(parts), is_from_kernel=is_sure)
                 self._interrupts.on_reply(request, parts)
             elif self._recovered:
-                self._recovered.answered.add(asker)
+                self._recovered.answered.add(parent_id)
         try:
             body = pack_parts(parts)
         except TooLarge as error:
             body = self._writer.substitute_reply(parts, error)
-        # Where nobody can tell any more who asked, each client knows whether it did.
+        # Where a damaged journal cannot tell who asked, all get it: each client knows its own.
         self._journal.append(channel, body, client=request.client if request else EVERYONE)
 
 
@@ -146,7 +136,7 @@ def split_stream(parts: list[Bytes], most: int = PIECE) -> list[list[Bytes]]:
 def _split_text(text: bytes, most: int) -> Iterator[bytes]:
     begin = 0
     while len(text) - begin > 2 * most:
-        # Any backslash and n: where they mean no newline, they are still nothing to fall apart.
+        # Any backslash and n: also in an escaped backslash before an n, this is no bad place.
         end = text.rfind(b"\\n", begin, begin + most) + len(b"\\n")
         if end <= begin + 1:
             end = text.rfind(b" ", begin + 1, begin + most)

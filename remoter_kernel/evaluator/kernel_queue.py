@@ -33,7 +33,7 @@ Queue = tuple[Channel, bool]
 
 
 class KernelQueue:
-    """The kernel's queues, as far as they are on this side of it."""
+    """What waits for the kernel: one queue for each of the kernel's own."""
 
     def __init__(
         self,
@@ -52,65 +52,77 @@ class KernelQueue:
         self._requests = requests
         self._journal = journal
         self._queues: dict[Queue, deque[Request]] = {}
+        # Those that the journal has as held; True: a mark is being written that they go now.
+        self._held: dict[Request, bool] = {}
 
-    def add(self, request: Request) -> None:
-        """Take in a request that is about to be written."""
+    def add(self, request: Request) -> bool:
+        """Take in a request that is about to be written; return whether it is to be as held."""
         queue = self._queue_of(request)
-        is_behind_held = bool(queue) and queue[-1].is_held
+        is_behind_held = bool(queue) and queue[-1] in self._held  # it must not go first
         is_shell = request.channel is Channel.SHELL
-        request.is_held = is_shell and (is_behind_held or not self._takes(request))
+        is_held = is_shell and (is_behind_held or not self._takes(request))
+        if is_held:
+            self._held[request] = False
         queue.append(request)
+        return is_held
 
     def restore(self, request: Request) -> None:
         """Take in a request that an evaluator before this one has written as held."""
-        request.is_held = True
+        self._held[request] = False
         self._queue_of(request).append(request)
 
     def on_written(self, request: Request) -> None:
-        """Hear that a request is in the journal."""
+        """Go on with a request that is in the journal now."""
+        queue = self._queue_of(request)
         if self._answers(request):
-            self._queue_of(request).remove(request)
+            self._remove(queue, request)
         else:
-            self._requests.move(request, Stage.HELD if request.is_held else Stage.QUEUED)
-        self._dispatch_from(self._queue_of(request))
+            self._requests.move(request, Stage.HELD if request in self._held else Stage.QUEUED)
+        self._dispatch_from(queue)
 
     def dispatch_waiting(self) -> None:
-        """Hear that the kernel may take more than before."""
+        """Go on: the kernel may take more than before."""
         for queue in self._queues.values():
             self._dispatch_from(queue)
 
     def answer_cancelled(self) -> None:
         """Answer at once what waits and is not for the kernel any more."""
         for queue in self._queues.values():
+            # What is being written is answered by `on_written`: never before the journal has it.
             for request in [each for each in queue if each.stage is not Stage.RECEIVED]:
                 if self._answers(request):
-                    queue.remove(request)
+                    self._remove(queue, request)
             self._dispatch_from(queue)
 
     def _dispatch_from(self, queue: deque[Request]) -> None:
         while queue:
             head = queue[0]
-            if head.is_over or head.stage >= Stage.SENT:
-                queue.popleft()
+            if head.stage >= Stage.SENT:  # or over: somebody has answered it meanwhile
+                self._remove(queue, head)
             elif head.stage is Stage.RECEIVED or not self._takes(head):
                 return
             elif self._answers(head):
-                queue.popleft()
+                self._remove(queue, head)
             elif head.stage is Stage.HELD:
                 self._record_release(queue)
                 return
             else:
-                queue.popleft()
-                self._requests.move(head, Stage.SENT)
+                self._remove(queue, head)
+                self._requests.move(head, Stage.SENT)  # first: the kernel's busy may come at once
                 self._send(head)
+
+    def _remove(self, queue: deque[Request], request: Request) -> None:
+        self._held.pop(request, None)
+        queue.remove(request)  # as a rule the first: that costs no search
 
     def _record_release(self, queue: deque[Request]) -> None:
         """Write that the held ones at the head may have been given away; then they are."""
         for request in queue:
             if request.stage is not Stage.HELD:
                 return
-            if not request.is_released:
-                request.is_released = True
+            # All at once: one write of the disk for each would be slow after a long start.
+            if not self._held[request]:
+                self._held[request] = True
                 words = {"mark": DISPATCHED, "request": request.id}
                 self._journal.append_marker(words, partial(self._on_released, request))
 
@@ -124,19 +136,20 @@ class KernelQueue:
 
 
 class CancelReason(Enum):
-    """What a request that was overtaken is answered."""
+    """Why a request is answered in the kernel's place."""
 
     INTERRUPTED = "interrupted"  # the first cell: as if it had begun and been interrupted
-    ABORTED = "called off"  # those behind it
+    ABORTED = "called off"  # those behind it, as ipykernel does after an error
     RESTARTED = "restarted"  # it was meant for the kernel before
 
 
 class Cancellations:
-    """By client: up to which number, and by what."""
+    """Up to which number of its requests each client has interrupted or restarted the kernel."""
 
     def __init__(self) -> None:
         self._interrupted: dict[bytes, int] = {}
-        self._to_interrupt: set[bytes] = set()  # clients whose next cell is the first one
+        # Clients whose next cell is the one that they meant: it is answered as if it had run.
+        self._to_interrupt: set[bytes] = set()
         self._restarted: dict[bytes, int] = {}
 
     def interrupt(self, client: bytes, number: int) -> None:
@@ -152,7 +165,7 @@ class Cancellations:
     def restart(self, client: bytes, number: int) -> None:
         """A client has restarted the kernel."""
         self._restarted[client] = number
-        self._interrupted.pop(client, None)
+        self._interrupted.pop(client, None)  # whatever it covers, the restart covers, too
 
     def reason_for(self, request: Request) -> CancelReason | None:
         """Say how a request is to be answered in the kernel's place; None: the kernel gets it."""

@@ -1,6 +1,7 @@
 """Starts a session that outlives its login, or finds it; says in one line if it worked.
 
-Reads the wish, one JSON object, from stdin: nothing of it is ever in a command line.
+Reads the session request, one JSON object, from stdin: what is in a command line, all users of the
+machine can read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from remoter_kernel.evaluator import program_archive, registry, stdio_reply
 from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
 from remoter_kernel.evaluator.journal import LIMIT, Journal
 from remoter_kernel.evaluator.listener import Listener
-from remoter_kernel.evaluator.named_lock import NamedLock
+from remoter_kernel.evaluator.named_lock import NamedLock, hold
 from remoter_kernel.evaluator.pending_commands import WrongHostError, execute_commands
 from remoter_kernel.evaluator.processes import set_process_name, started_at
 from remoter_kernel.evaluator.records import check_format, read_journal
@@ -50,16 +51,15 @@ _log = logging.getLogger(__name__)
 
 
 def main(pyzmq: str) -> None:
-    """Answer one wish with one line; `pyzmq` is the version that was found here."""
-    login_umask = os.umask(0o077)
-
+    """Answer one session request with one line; `pyzmq` is the version that was found here."""
+    login_umask = os.umask(0o077)  # files of ours are private; the kernel gets the login's own
     archive = program_archive.own_archive()
     if archive:
         program_archive.mark_used(archive)
-    if archive and not program_archive.has_valid_hash(archive):
-        archive.unlink()
-        print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
-        return
+        if not program_archive.has_valid_hash(archive):
+            archive.unlink()
+            print("REMOTER lacks zip", flush=True)  # noqa: T201 - it is sent anew
+            return
 
     def find_or_start(request: dict[str, Any]) -> stdio_reply.Answer:
         return {**handle_request(request, login_umask), "pyzmq": pyzmq}, ()
@@ -69,27 +69,25 @@ def main(pyzmq: str) -> None:
 
 
 def handle_request(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
-    """Carry out what waited for a login, then fulfil the wish.
+    """Carry out the commands that waited for a login, then fulfil the session request.
 
-    The answer tells what became of each command (`commands`), whatever becomes of the wish.
+    The answer tells what became of each command (`commands`), whatever becomes of the request.
     """
 
     def find_named(kernel_id: str, session_id: str) -> Session | None:
         return find_session({**request, "kernel_id": kernel_id, "session": session_id}, login_umask)
 
-    told = execute_commands(request.get("orders"), find_named)
+    answers = execute_commands(request.get("orders"), find_named)
     words = stdio_reply.result_or_error(lambda: find_or_create(request, login_umask))
-    return {**words, "commands": told} if told else words
+    return {**words, "commands": answers} if answers else words
 
 
 def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
     """Find the session that is meant, or start one, and tell where it answers."""
     news: dict[str, Any] = {}
     with contextlib.ExitStack() as turns:
-        for name in _lock_names(request):
-            lock = NamedLock(name)
-            if lock.acquire(TURN_WITHIN):  # if not: better a second session than none
-                turns.callback(lock.release)
+        for name in _lock_names(request):  # what cannot be had: better a second session than none
+            turns.enter_context(hold(name, TURN_WITHIN))
         try:
             session = find_session(request, login_umask)
         except WrongHostError as elsewhere:
@@ -117,7 +115,10 @@ def find_or_create(request: dict[str, Any], login_umask: int) -> dict[str, Any]:
 
 
 def _lock_names(request: dict[str, Any]) -> Iterator[str]:
-    """Yield what only one launch at a time may look for: a kernel's session, a notebook's."""
+    """Yield what only one launch at a time may look for: a kernel's session, a notebook's.
+
+    Two proxies that start at once would else find none, and begin one each.
+    """
     if request.get("kernel_id"):
         yield f"kernel-{request['kernel_id']}"
     if names_notebook(request) and not request.get("session"):
@@ -128,34 +129,34 @@ def _lock_names(request: dict[str, Any]) -> Iterator[str]:
 def join_notebook_session(
     request: dict[str, Any], login_umask: int
 ) -> tuple[Session | None, dict[str, Any]]:
-    """Join the session that a front of the same notebook has left behind, if that is clear.
+    """Join the session that a proxy of the same notebook has left behind, if that is clear.
 
     Returns it, and news for the person: `begun` (seconds since 1970) if it was joined, else
     `others`: which sessions there are, and of which notebooks.
     """
-    heir, told = match_session(list(candidates(request)))
-    if heir:
-        session = Session(sessions_folder() / heir)
-        can_go_on = _can_be_joined(session, request, login_umask)
+    match, others = match_session(list(candidates(request)))
+    if match:
+        session = Session(sessions_folder() / match)
+        is_joined = _can_be_joined(session, request, login_umask)
         about = session.read("session.json")
-        if can_go_on:
-            # What was written down for the front before, and not carried out by now, is void.
+        if is_joined:
+            # By this, a command that was saved for the Jupyter kernel before is void from now on.
             before = [*session.previous_kernel_ids(), about.get("kernel_id")]
             session.update(kernel_id=request.get("kernel_id"), kernels_before=before)
             return session, {"begun": about.get("created") or 0.0}
-        told = [] if about.get("ended") else [heir]
-    others = []
-    for name in told:
-        about = Session(sessions_folder() / name).read("session.json")
-        others.append({"session": name, "notebook": about.get("notebook") or ""})
-    return None, {"others": others}
+        others = [] if about.get("ended") else [match]
+    notebooks = (Session(sessions_folder() / name).read("session.json") for name in others)
+    rows = [
+        {"session": name, "notebook": about.get("notebook") or ""}
+        for name, about in zip(others, notebooks)
+    ]
+    return None, {"others": rows}
 
 
 def _can_be_joined(session: Session, request: dict[str, Any], login_umask: int) -> bool:
-    """Does it live, if need be with another evaluator? What cannot be joined is no reason to fail.
+    """Does it live, if need be with another evaluator? If that fails, the notebook begins afresh.
 
-    A front that is wanted by its kernel's id has nothing else to do than to complain; a
-    notebook can begin afresh.
+    Only a session that is asked for by its Jupyter kernel's id has no alternative to an error.
     """
     try:
         return session.is_alive() or _restart_evaluator(session, request, login_umask)
@@ -168,6 +169,7 @@ def find_session(request: dict[str, Any], login_umask: int) -> Session | None:
     """Find the session that is meant; one whose evaluator has died gets another one."""
     kernel_id, session_id = request.get("kernel_id", ""), request.get("session", "")
     meant = list(registry.find_sessions(kernel_id, session_id))
+    # One that answers first: a dead one with the same kernel id must not get another evaluator.
     for session in meant:
         if session.is_alive():
             return session
@@ -184,32 +186,27 @@ def _restart_evaluator(session: Session, request: dict[str, Any], login_umask: i
     """Give a session another evaluator if its kernel lives, else note its end."""
     lock = NamedLock(session.id)
     if not lock.acquire(TURN_WITHIN, unless=session.is_alive):
-        return session.is_alive()  # somebody was quicker
-    if session.is_alive():
-        lock.release()
-        return True
-    if session.is_evaluator_running():  # it runs and does not answer: two would be worse than none
-        lock.release()
-        message = f"the evaluator of session {session.id} runs, but does not answer"
-        raise RuntimeError(message)
-    if not session.is_kernel_running() and not _is_between_kernels(session):
-        why, died = session.death_reason()
-        session.mark_ended(why, died=died)
-        session.remove_keys()
-        lock.release()
-        return False
-    about = session.read("session.json")
-    known = {key: about[key] for key in ABOUT if about.get(key) is not None}
-    try:
+        return session.is_alive()  # another launch was quicker
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        if session.is_alive():
+            return True
+        if session.is_evaluator_running():
+            # It runs and does not answer: two that append to one journal are worse than none.
+            raise RuntimeError(f"the evaluator of session {session.id} runs, but does not answer")
+        if not session.is_kernel_running() and not _is_between_kernels(session):
+            why, died = session.death_reason()
+            session.mark_ended(why, died=died)
+            session.remove_keys()
+            return False
         _check_crash_loop(session)
         with (session.folder / "journal").open("rb") as file:
             check_format(file)
-    except (RemoterError, OSError):
-        lock.release()
-        raise
-    start_evaluator(
-        session, lock, {**request, **known, "is_adopted": True}, login_umask, is_adopted=True
-    )
+        stack.pop_all()  # from here on the lock is the evaluator's
+    about = session.read("session.json")
+    known = {key: about[key] for key in ABOUT if about.get(key) is not None}
+    request = {**request, **known, "is_adopted": True}
+    start_evaluator(session, lock, request, login_umask, is_adopted=True)
     return True
 
 
@@ -221,7 +218,7 @@ def _is_between_kernels(session: Session) -> bool:
         if "pid" in kernel or session.read("exit.json"):
             break
         if not kernel or not started_at(registry.whole_number(kernel.get("warden"))):
-            return True  # nobody is at it: another evaluator will be
+            return True  # no warden is about to start one: the next evaluator will
         time.sleep(0.05)
     return session.is_kernel_running() or (session.is_of_this_boot() and _is_restarting(session))
 
@@ -266,19 +263,20 @@ def start_evaluator(
     *,
     is_adopted: bool = False,
 ) -> None:
-    """Start an evaluator in a process of its own and wait until its door is open.
+    """Start an evaluator in a process of its own and wait until it listens.
 
     It holds the lock for as long as it lives.
     """
-    ear, mouth = os.pipe()
-    between = os.fork()
-    if between == 0:
-        os.close(ear)
-        _become_evaluator(session, lock, request, login_umask, mouth, is_adopted=is_adopted)
-    os.close(mouth)
-    with os.fdopen(ear, encoding="utf-8") as pipe:
-        trouble = pipe.read()  # ends when the door is open, or with the process
-    os.waitpid(between, 0)
+    read_fd, write_fd = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_fd)
+        _become_evaluator(session, lock, request, login_umask, write_fd, is_adopted=is_adopted)
+    os.close(write_fd)
+    # Without a timeout: the system closes the other end however the process ends.
+    with os.fdopen(read_fd, encoding="utf-8") as pipe:
+        trouble = pipe.read()  # ends when the evaluator listens, or with the process
+    os.waitpid(child, 0)
     if trouble:
         lock.release()
         why = json.loads(trouble)
@@ -291,35 +289,25 @@ def _become_evaluator(
     lock: NamedLock,
     request: dict[str, Any],
     login_umask: int,
-    mouth: int,
+    write_fd: int,
     *,
     is_adopted: bool,
 ) -> None:
-    """Become the evaluator: leave the login, open the door, say so, go on. Never returns."""
+    """Become the evaluator: leave the login, listen, say so, go on. Never returns."""
     try:
         os.setsid()
-        if os.fork():
+        if os.fork():  # twice: who leads no session can never get a terminal again
             os._exit(0)
-        reactor, journal, listener, recovered = _open_listener(
-            session, request, is_adopted=is_adopted
-        )
+        listener, recovered = _open_listener(session, request, is_adopted=is_adopted)
     except BaseException as error:  # noqa: BLE001 - the login waits for a word
-        _report_start_failure(mouth, error)
+        _report_start_failure(write_fd, error)
         os._exit(1)
-    os.close(mouth)
+    os.close(write_fd)
     try:
-        # What follows is imported while the front finds its way to the door.
+        # Imported only now, while the proxy connects.
         from remoter_kernel.evaluator.supervisor import Supervisor  # noqa: PLC0415
 
-        Supervisor(
-            reactor,
-            session,
-            journal,
-            listener,
-            session_request=request,
-            umask=login_umask,
-            recovered=recovered,
-        ).run()
+        Supervisor(listener, request, umask=login_umask, recovered=recovered).run()
         lock.release()
     except BaseException as error:  # noqa: BLE001 - the log is all there is
         _log.critical("The evaluator ends by a fault.", exc_info=True)
@@ -334,9 +322,9 @@ def _become_evaluator(
 
 def _open_listener(
     session: Session, request: dict[str, Any], *, is_adopted: bool
-) -> tuple[Reactor, Journal, Listener, RecoveredState | None]:
+) -> tuple[Listener, RecoveredState | None]:
     """Leave the login, begin to log, open the journal, and listen."""
-    # An order that comes before there is somebody to hear it waits.
+    # A command that comes before the supervisor is there waits.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     _detach_from_login(session)
     logs.open_log(session.folder / logs.FILE, str(request.get("log") or ""))
@@ -344,23 +332,24 @@ def _open_listener(
     _log.info("An evaluator %s as process %d.", begins, os.getpid())
     set_process_name(f"remoter {session.id}")
     reactor, limit = Reactor(), int(request.get("journal_limit") or LIMIT)
-    journal = Journal(session.folder / "journal", reactor.call_soon_threadsafe, limit)
+    calls = reactor.call_soon_threadsafe, limit, reactor.call_without_wakeup
+    journal = Journal(session.folder / "journal", *calls)
     recovered = _open_journal(journal, is_adopted=is_adopted)
     listener = Listener(reactor, session, journal)
     journal.lowest_acked = listener.lowest_acked
-    public, secret = zmq.curve_keypair()
+    public, secret = zmq.curve_keypair()  # a new one for each evaluator; the login tells clients
     program_archive.record_version(session)
     session.write_endpoint(listener.open(secret, public), public.decode())
-    return reactor, journal, listener, recovered
+    return listener, recovered
 
 
-def _report_start_failure(mouth: int, error: BaseException) -> None:
+def _report_start_failure(write_fd: int, error: BaseException) -> None:
     """Tell the login why no evaluator could begin."""
     why: Any = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError):  # the login's process raises it again: a full disk has a name
         why = [error.errno, error.strerror, error.filename]
     _log.critical("The evaluator could not begin.", exc_info=True)
-    os.write(mouth, json.dumps(why).encode())
+    os.write(write_fd, json.dumps(why).encode())
     logs.close_log()
 
 
@@ -372,15 +361,14 @@ def _recent_crashes(session: Session) -> dict[str, Any]:
 
 
 def _record_crash(session: Session, error: BaseException) -> None:
-    words = {"time": time.time(), "why": f"{type(error).__name__}: {error}"}
+    count = _recent_crashes(session).get("count", 0) + 1
+    words = {"time": time.time(), "why": f"{type(error).__name__}: {error}", "count": count}
     with contextlib.suppress(OSError):
-        session.write(
-            "crashes.json", {**words, "count": _recent_crashes(session).get("count", 0) + 1}
-        )
+        session.write("crashes.json", words)
 
 
 def _check_crash_loop(session: Session) -> None:
-    """End what would else go on for ever: a crash, a front that dials again, a crash."""
+    """End what would else go on for ever: a crash, a proxy that connects again, a crash."""
     crashes = _recent_crashes(session)
     if crashes.get("count", 0) >= MOST_CRASHES:
         raise RemoterError(
@@ -403,9 +391,9 @@ def _open_journal(journal: Journal, *, is_adopted: bool) -> Any:
 
 
 def _detach_from_login(session: Session) -> None:
-    log = os.open(
-        str(session.folder / "evaluator.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-    )
+    """Let go of the login's pipes: sshd waits for their end."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    log = os.open(str(session.folder / "evaluator.log"), flags, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(log, 1)

@@ -1,4 +1,4 @@
-"""What the evaluator says itself, in the child's place: notes, and answers to what it cannot."""
+"""Messages that the evaluator makes itself: events, and answers in the kernel's place."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ if TYPE_CHECKING:
     from remoter_kernel.evaluator.journal import Journal
     from remoter_kernel.evaluator.listener import Client
 
-KNOWN = ("msg_id", "msg_type", "session", "username", "date", "version")  # words of a header
-LONG = 1000  # characters of such a word
-MOST_INFO = 256 * 1024  # bytes of what a kernel says of itself: every greeting carries it
+KNOWN = ("msg_id", "msg_type", "session", "username", "date", "version")  # fields of a header
+LONG = 1000  # characters of such a field
+MOST_INFO = 256 * 1024  # bytes of a kernel_info_reply that are kept: every WELCOME carries them
 _log = logging.getLogger(__name__)
 
 
 class MessageWriter:
-    """Writes into the journal what the fronts should hear; sounds like the child."""
+    """Writes messages to clients into the journal, with the identity of the kernel."""
 
     def __init__(self, journal: Journal) -> None:
-        """Remember where it is said."""
-        self.kernel_info: dict[str, Any] = {}  # empty while there is no child to sound like
+        self.kernel_info: dict[str, Any] = {}  # empty while there is no kernel
         self._journal = journal
         self._signer = MessageSigner(b"")
 
     def adopt_identity(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
-        """Take over the session and the user's name of a child's message."""
+        """Take over the session and the user's name of a kernel's message."""
         self._signer.set_identity(str(header.get("session", "")), str(header.get("username", "")))
-        if len(to_json(kernel_info)) > MOST_INFO:  # whoever asks the kernel itself hears all of it
+        if len(to_json(kernel_info)) > MOST_INFO:  # a client's own request gets all of it
             kernel_info = {**kernel_info, "banner": "", "help_links": []}
         self.kernel_info = kernel_info
 
     def describe_identity(self) -> dict[str, Any]:
-        """Return whom the front has to sound like."""
+        """Return the identity with which the proxy has to answer."""
         if not self.kernel_info:
             return {"kernel_info": {}, "session": "", "username": ""}
         return {
@@ -56,13 +55,13 @@ class MessageWriter:
         }
 
     def write_event(self, event: str, **words: Any) -> None:
-        """Tell the fronts what has become of the child."""
-        why = str(words.get("why", "")).partition("\n")[0]  # after that come its own words
+        """Tell clients what has become of the kernel."""
+        why = str(words.get("why", "")).partition("\n")[0]  # after that comes what it has printed
         _log.info("Event %s. %s", event, why)
         self._journal.append(Channel.EVENT, pack_parts([to_json({"event": event, **words})]))
 
     def log_connection(self, client: Client) -> None:
-        """Write down that a front came or went; the fronts need not hear of it."""
+        """Write down that a client came or went; as a client's record, for no other client."""
         words = {"event": "came" if client.pump else "went", "front": client.name.hex()}
         body = pack_parts([to_json(words)])
         self._journal.append(Channel.EVENT, body, client=client.name, is_from_client=True)
@@ -70,27 +69,27 @@ class MessageWriter:
     def publish(
         self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None
     ) -> None:
-        """Say something to all on iopub."""
+        """Publish something on iopub, for all clients."""
         parts = self._signer.compose(kind, content, parent, topic=f"kernel.{kind}".encode())
         self._journal.append(Channel.IOPUB, pack_parts(parts))
 
     def write_stderr(self, request: Request, sentence: str) -> None:
-        """Say a sentence in a cell; nobody reads what is said under anything else."""
+        """Write a sentence into a cell; under other requests, clients show no outputs."""
         if request.is_cell:
             words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
             self.publish("stream", words, request.header)
 
     def report_lost_output(self, parts: list[Bytes], error: TooLarge) -> None:
-        """Say in a cell what the child has published in it that cannot be carried."""
-        kind, parent = _msg_type(parts), _parent_header(parts)
+        """Say in a cell which of its outputs is missing, since it is too large."""
+        kind, parent = _msg_type(parts), _known_fields(parts, PARENT)
         text = f"[remoter] Something of this cell ({kind}) is missing here. {error}\n"
         if not parent.get("msg_id"):  # no cell shows it: the log has it
             sys.stderr.write(text)
         self.publish("stream", {"name": "stderr", "text": text}, parent)
 
     def substitute_reply(self, parts: list[Bytes], error: TooLarge) -> bytes:
-        """Return the body of an answer that says why that of the child cannot be carried."""
-        kind, parent = _msg_type(parts), _parent_header(parts)
+        """Return the body of a reply, or question, that says why the kernel's own is too large."""
+        kind, parent = _msg_type(parts), _known_fields(parts, PARENT)
         words: dict[str, Any] = {"prompt": f"{error} ", "password": False}
         if kind != "input_request":
             trouble = {"ename": type(error).__name__, "evalue": str(error)}
@@ -100,13 +99,15 @@ class MessageWriter:
     def reply_refused(
         self, client: Client, head: FrameHeader, body: Bytes, error: Exception
     ) -> None:
-        """Answer a request that could not be taken in; what has no reply is answered by a text."""
+        """Answer a request that could not be taken in; without a reply, by a text on stderr."""
         if head.channel is not Channel.SHELL and head.channel is not Channel.CONTROL:
             return
         parts: list[Bytes] = list(unpack_parts(body))
         header = _known_fields(parts, HEADER)
         request = Request(head.channel, parts, header, client=client.name, number=head.number)
-        problem = _error_text(error)
+        problem = str(error).rstrip(".")
+        if not isinstance(error, RemoterError):
+            problem = f"{type(error).__name__}: {problem}"
         why = f"This request was not carried out, since it could not be read there: {problem}."
         if str(header.get("msg_type", "")).endswith("_request"):
             self.answer_error(request, "RequestRefused", why)
@@ -114,23 +115,23 @@ class MessageWriter:
             self.publish("stream", {"name": "stderr", "text": f"[remoter] {why}\n"}, header)
 
     def write_busy(self, request: Request) -> None:
-        """Say that the kernel is busy with a request, unless that was said."""
+        """Publish that the kernel is busy with a request, unless clients know that."""
         if BUSY not in request.states:
             request.states.add(BUSY)
             self.publish("status", {"execution_state": BUSY}, request.header)
 
     def write_idle(self, request: Request) -> None:
-        """Say that the kernel is done with a request."""
-        request.states.add(IDLE)  # so that nobody hears it a second time, should it come
+        """Publish that the kernel is done with a request."""
+        request.states.add(IDLE)  # so that the kernel's own, should it come, is not passed on
         self.publish("status", {"execution_state": IDLE}, request.header)
 
     def answer_error(self, request: Request, name: str, why: str) -> None:
-        """Answer a request with an error: busy, error, reply, idle, without what was heard."""
+        """Answer a request with an error: busy, error, reply, idle; no state twice."""
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
         self._answer(request, {"status": "error", **trouble}, trouble)
 
     def reply_error(self, request: Request, name: str, why: str) -> None:
-        """Reply to a cell with an error, and no more: the kernel has said the rest."""
+        """Reply to a cell with an error, and no more: the kernel has published the rest."""
         trouble = {"ename": name, "evalue": why, "traceback": [f"{name}: {why}"]}
         self.reply(request, {"status": "error", "execution_count": 0, **trouble})
 
@@ -160,7 +161,7 @@ class MessageWriter:
 
 
 def log_failure_of(say: Callable[[], None]) -> None:
-    """Say something of one request; if that goes wrong, the others are answered all the same."""
+    """Write something on one request; if that fails, the others are answered all the same."""
     try:
         say()
     except Exception as error:  # noqa: BLE001 - a request may be odd in any way
@@ -168,7 +169,7 @@ def log_failure_of(say: Callable[[], None]) -> None:
 
 
 def _known_fields(parts: list[Bytes], which: int) -> dict[str, Any]:
-    """Return what clients need of a header; nothing of one that is none, or too large."""
+    """Return the fields of a header that clients need, without those that are odd or too long."""
     try:
         header = header_of(parts[which])
     except (ProtocolError, LookupError):
@@ -177,16 +178,7 @@ def _known_fields(parts: list[Bytes], which: int) -> dict[str, Any]:
     return {key: word for key, word in words.items() if isinstance(word, str) and len(word) <= LONG}
 
 
-def _parent_header(parts: list[Bytes]) -> dict[str, Any]:
-    return _known_fields(parts, PARENT)
-
-
 def _msg_type(parts: list[Bytes]) -> str:
-    """Return the type of a message; of an odd answer, the one that was asked for."""
-    asked = str(_parent_header(parts).get("msg_type", "message"))
+    """Return the type of a message; of an odd reply, the one that its request should have."""
+    asked = str(_known_fields(parts, PARENT).get("msg_type", "message"))
     return str(_known_fields(parts, HEADER).get("msg_type") or asked.replace("_request", "_reply"))
-
-
-def _error_text(error: Exception) -> str:
-    said = str(error).rstrip(".")
-    return said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"

@@ -1,4 +1,4 @@
-"""Carries out what was asked while nobody could hear it, before a launch does anything else.
+"""Carries out the commands that proxies could not deliver, before a launch does anything else.
 
 Each command stands by itself: what one of them meets harms neither the others nor the launch.
 Each gets one answer, by its name: "done" (or there was nothing left to do), "failed" (and why),
@@ -22,7 +22,7 @@ from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.named_lock import NamedLock
+from remoter_kernel.evaluator.named_lock import hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,50 +67,40 @@ def execute_commands(
 
 
 def _answer(command: Any, find: Find) -> dict[str, str]:
-    name = str(command.get("name") or "") if isinstance(command, dict) else ""
+    words = command if isinstance(command, dict) else {}
+    name = str(words.get("name") or "")
     try:
-        _execute_once(command, find)
+        with _claim_nonce(words.get("nonce")) as once:
+            if not once.is_done:
+                _execute(words, find, once)
+                once.record()
     except WrongHostError as elsewhere:
         return {"name": name, "became": "elsewhere", "why": f"It lives on {elsewhere.host}."}
     except Exception as error:  # noqa: BLE001 - whatever it is, the next command is not to blame
-        if not isinstance(error, RemoterError):
+        if isinstance(error, RemoterError):
+            why = str(error)
+        else:
             traceback.print_exc()
-        return {"name": name, "became": "failed", "why": _reason(error)}
+            text = isinstance(error, OSError) and error.strerror
+            why = f"{text or str(error) or type(error).__name__}."
+        return {"name": name, "became": "failed", "why": why}
     return {"name": name, "became": "done", "why": ""}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RemoterError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}."
-    return f"{str(error) or type(error).__name__}."
-
-
-def _execute_once(command: Any, find: Find) -> None:
-    words = command if isinstance(command, dict) else {}
-    with _claim_nonce(words.get("nonce")) as once:
-        if not once.is_done:
-            _execute(words, find, once)
-            once.record()
 
 
 def _execute(words: dict[str, Any], find: Find, once: _NonceEntry) -> None:
     kernel_id, session_id = (str(words.get(key) or "") for key in ("kernel_id", "session"))
     if not (kernel_id or session_id):
-        message = "It does not say which session is meant."
-        raise RemoterError(message)
+        raise RemoterError("It does not say which session is meant.")
     if words.get("order") == "stop":
         _stop_named(kernel_id, session_id, once)
     elif words.get("order") == "restart":
         _restart_named(kernel_id, session_id, find, once)
     else:
-        message = "This version does not know what it asks for."
-        raise RemoterError(message)
+        raise RemoterError("This version does not know what it asks for.")
 
 
 def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
-    """End what is meant, whether anybody could still start an evaluator for it or not."""
+    """End what is meant, whether an evaluator could still be started for it or not."""
     meant = list(registry.find_sessions(kernel_id, session_id))
     doors = {session.id: session.read("door.json") for session in meant}
     here = [each for each in meant if not doors[each.id] or each.is_of_this_host()]
@@ -125,17 +115,11 @@ def _stop_named(kernel_id: str, session_id: str, once: _NonceEntry) -> None:
 def _end_session(session: Session) -> None:
     from remoter_kernel.evaluator import query  # noqa: PLC0415 - a start without commands needs none
 
-    lock = NamedLock(session.id)
     # Without an evaluator, which would hold the lock, another launch may be about to adopt it.
-    is_taken = lock.acquire(TURN_WITHIN, unless=session.is_evaluator_running)
-    try:
+    with hold(session.id, TURN_WITHIN, unless=session.is_evaluator_running):
         how = query.stop_session(session)["how"]
-    finally:
-        if is_taken:
-            lock.release()
     if how == "stays":
-        message = "It does not end, even by SIGKILL."
-        raise RemoterError(message)
+        raise RemoterError("It does not end, even by SIGKILL.")
 
 
 def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntry) -> None:
@@ -144,15 +128,14 @@ def _restart_named(kernel_id: str, session_id: str, find: Find, once: _NonceEntr
         if session is None or _belongs_to_another(session, kernel_id):
             return  # a session that is gone needs nothing
         once.record()
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it died since it was found: find it anew
             os.kill(int(session.read("door.json")["pid"]), signal.SIGUSR1)
             return
-    message = "Its evaluator died just then."
-    raise RemoterError(message)
+    raise RemoterError("Its evaluator died just then.")
 
 
 def _belongs_to_another(session: Session, kernel_id: str) -> bool:
-    """Has it gone to another front since? Then another launch was quicker to carry this out."""
+    """Has another proxy joined it since? Then another launch was quicker to carry this out."""
     return kernel_id in session.previous_kernel_ids()
 
 
@@ -185,19 +168,15 @@ class _NonceEntry:
 def _claim_nonce(nonce: object) -> Iterator[_NonceEntry]:
     """Have a command to oneself, while another launch may bring the same one."""
     name = nonce if isinstance(nonce, str) and nonce.isalnum() else ""
-    name = name if len(name) <= LONGEST_NONCE else ""
-    lock = NamedLock(f"command-{name}")
-    is_taken = bool(name) and lock.acquire(TURN_WITHIN)  # if not: better twice than never
-    try:
+    name = name if len(name) <= LONGEST_NONCE else ""  # it becomes part of a file's name
+    # Where the lock cannot be had in time: better twice than never.
+    with hold(f"command-{name}", TURN_WITHIN) if name else contextlib.nullcontext():
         once = _NonceEntry(name)
         try:
             yield once
         except BaseException:
             once.withdraw()
             raise
-    finally:
-        if is_taken:
-            lock.release()
 
 
 def _nonces() -> list[str]:
@@ -206,13 +185,8 @@ def _nonces() -> list[str]:
 
 
 def _write_nonces(change: Callable[[list[str]], list[str]]) -> None:
-    lock, is_taken = NamedLock("carried-out"), False
-    with logs.noting(_log, "What was carried out is not written down", OSError, RemoterError):
-        is_taken = lock.acquire(NOTED_WITHIN)
-        try:
-            data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-            nonces = change(_nonces())[-MOST_NONCES:]
-            registry.write_json(data_folder() / CARRIED_OUT, {"nonces": nonces})
-        finally:
-            if is_taken:
-                lock.release()
+    trouble = "What was carried out is not written down"
+    with logs.noting(_log, trouble, OSError, RemoterError), hold("carried-out", NOTED_WITHIN):
+        data_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        nonces = change(_nonces())[-MOST_NONCES:]
+        registry.write_json(data_folder() / CARRIED_OUT, {"nonces": nonces})

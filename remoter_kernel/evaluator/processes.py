@@ -1,4 +1,7 @@
-"""Whether a process is still the one that it was: numbers recur, times of birth do not."""
+"""Processes of this machine, and how they ended.
+
+A process number recurs, with another start time: both together name one process.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def boot_id() -> str:
-    """Return what changes when this machine starts anew; empty where nothing says it."""
+    """Return what changes with each boot of this machine; empty on others than Linux."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -23,7 +26,7 @@ def boot_id() -> str:
 
 
 def pid_namespace() -> str:
-    """Return what containers of one machine differ in; empty where nothing says it."""
+    """Return what containers of one machine differ in; empty on others than Linux."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -31,24 +34,25 @@ def pid_namespace() -> str:
 
 
 def set_process_name(name: str) -> None:
-    """Show this process by a name to those who look with `ps` or `top`; 15 bytes of it.
+    """Give this process a name in `ps` and `top`, of which they show 15 bytes; on Linux alone.
 
-    Its command line stays: others find it by that. Elsewhere than on Linux nothing happens.
+    Its command line stays as it is: `pgrep -f` goes by that.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 def started_at(pid: int) -> str:
-    """Return when a process began, in words that only need to be compared; empty: no process."""
+    """Return when a process began, as a text that is only to be compared; empty: no process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        fields = stat.rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
+        fields = stat.rpartition(")")[2].split()  # the name before it may have blanks and brackets
+        return "" if fields[0] == "Z" else fields[19]  # field 22 of proc(5): in ticks since boot
     except OSError:
         pass
     if Path("/proc/self/stat").exists():
         return ""
+    # macOS and the BSDs have no such file.
     asked = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)],
         capture_output=True,
@@ -64,7 +68,7 @@ def is_running(pid: int, started: str) -> bool:
 
 
 def describe_exit(words: dict[str, Any]) -> str:
-    """Say in one sentence what the warden's last line means.
+    """Return in one sentence what the warden's last line means.
 
     `status` is an exit code or the negative of a signal's number, `peak_kib` the most
     memory that the process ever held, in KiB; `failed` says why it was never started.
@@ -89,15 +93,15 @@ def describe_exit(words: dict[str, Any]) -> str:
 
 
 def was_killed_by_signal(words: dict[str, Any]) -> bool:
-    """Did the process end in the midst of its work, so that its last words may be missing?
+    """Did a signal end the process, so that its last outputs may be missing?
 
-    What it had not handed to the system is lost; one that ends by itself hands over all of it.
+    What it had in its own buffers is lost; one that ends by itself flushes them.
     """
     return int(words.get("status", 0)) < 0
 
 
 def format_memory(kibibytes: int) -> str:
-    """Say an amount of memory in the unit that reads best."""
+    """Return an amount of memory in the unit that reads best."""
     value = float(kibibytes)
     for unit in ("KiB", "MiB", "GiB"):
         if value < 1024:  # noqa: PLR2004 - KiB in a MiB, MiB in a GiB
@@ -107,7 +111,7 @@ def format_memory(kibibytes: int) -> str:
 
 
 def describe_failed_start(error: Exception) -> str:
-    """Say why a kernel could not even be started."""
+    """Return why a kernel could not even be started."""
     if isinstance(error, (RemoterError, OSError)):
         return str(error)
     _log.error("The kernel could not be started.", exc_info=error)

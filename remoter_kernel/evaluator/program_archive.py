@@ -1,9 +1,9 @@
-"""The program itself here: one folder for each version, beside the sessions.
+"""The program itself on the remote: one folder for each version, beside the sessions.
 
-A folder holds the archive that was sent, named by its hash, and what each Python here has
-compiled of it: one zip, which `__main__` takes if it is whole. Folders of other versions go once
-each living session is known to need another one. All of that is done aside, after a start has
-been answered.
+A folder holds the archive that was uploaded, named by its hash, and what each Python here has
+compiled of it: one zip, which `__main__` uses if it is whole. Folders of other versions go once
+each living session is known to need another one. All of that happens in a process of its own,
+after a start has been answered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator import registry
 from remoter_kernel.evaluator.folders import data_folder
-from remoter_kernel.evaluator.named_lock import NamedLock
+from remoter_kernel.evaluator.named_lock import hold
 
 PROGRAM_FILE = "program.json"  # of a session: which version its evaluator runs
 LOOK_EVERY = 3600.0  # seconds
@@ -45,11 +45,8 @@ def has_valid_hash(archive: Path) -> bool:
 
 
 def mark_used(archive: Path) -> None:
-    """Let no other version take it for unused, while this launch makes a session that names it.
-
-    It stays due for being looked after.
-    """
-    then = time.time() - LOOK_EVERY - 1
+    """Keep other versions from removing it, while this launch makes a session that names it."""
+    then = time.time() - LOOK_EVERY - 1  # not now: maintenance stays due
     with contextlib.suppress(OSError):
         if archive.parent.stat().st_mtime < then:
             os.utime(archive.parent, (then, then))
@@ -77,7 +74,7 @@ def start_maintenance() -> None:
     except OSError:
         return  # it can wait
     try:
-        os.setsid()
+        os.setsid()  # sshd's hang-up at the end of the login must not reach it
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # the login must not wait for us
             os.dup2(nothing, stream)
@@ -98,16 +95,11 @@ def _is_maintenance_due(archive: Path) -> bool:
 
 
 def _maintain(archive: Path) -> None:
-    lock = NamedLock("programs")
-    with contextlib.suppress(OSError, RemoterError):
-        if not lock.acquire(0.0):
-            return  # another one is at it
-        try:
+    with contextlib.suppress(OSError, RemoterError), hold("programs", 0.0) as is_held:
+        if is_held:  # else another process is at it
             compile_program(archive)
-            os.utime(archive.parent)
+            os.utime(archive.parent)  # from now on it is not due for a while
             remove_unused(archive.parent)
-        finally:
-            lock.release()
 
 
 # Compiling -------------------------------------------------------------------------------
@@ -131,7 +123,9 @@ def compile_program(archive: Path) -> Path:
             if name != "__main__.py":
                 text = source.read(name)
                 _add_module(compiled, name, text)  # for tracebacks
-                _add_module(compiled, f"{name}c", _compiled(archive, name, text))
+                code = compile(text, f"{archive}/{name}", "exec", dont_inherit=True)
+                header = importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8)  # of a .pyc, PEP 552
+                _add_module(compiled, f"{name}c", header + marshal.dumps(code))
     place = archive.parent / _name_of(buffer.getvalue())
     _write_atomically(place, buffer.getvalue())
     return place
@@ -147,18 +141,13 @@ def _add_module(compiled: zipfile.ZipFile, name: str, content: bytes) -> None:
     compiled.writestr(about, content)
 
 
-def _compiled(archive: Path, name: str, text: bytes) -> bytes:
-    code = compile(text, f"{archive}/{name}", "exec", dont_inherit=True)
-    return importlib.util.MAGIC_NUMBER + UNCHECKED + bytes(8) + marshal.dumps(code)
-
-
 def _write_atomically(place: Path, content: bytes) -> None:
     beside = place.with_name(f"{place.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a crash could leave the name with nothing in it
         beside.replace(place)
     except OSError:
         beside.unlink()
@@ -181,15 +170,11 @@ def remove_unused(current: Path) -> None:
     for folder in programs_folder().iterdir():
         if folder != current and folder.name not in named and _is_unused(folder):
             shutil.rmtree(folder, ignore_errors=True)
-    for archive in filter(_is_unused, _former_folder().glob("*.pyz*")):
+    # Where versions before this one were; expanduser keeps "~" where there is no home.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - see above
+    for archive in filter(_is_unused, Path(cache, "remoter-kernel").glob("*.pyz*")):
         archive.unlink()
 
 
 def _is_unused(path: Path) -> bool:
     return time.time() - path.stat().st_mtime > UNUSED_FOR
-
-
-def _former_folder() -> Path:
-    """Return where versions before this one were."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - keeps "~" when there is no home
-    return Path(cache) / "remoter-kernel"

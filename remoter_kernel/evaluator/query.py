@@ -1,6 +1,6 @@
-"""Answers what a person asks about sessions: `python ZIP ask`, one JSON object on stdin.
+"""Answers questions about sessions: `python ZIP ask`, one JSON object on stdin.
 
-Speaks to no evaluator, and needs only what Python brings: it answers where nothing else does.
+Connects to no evaluator, and needs only what Python brings: it answers where nothing else does.
 The answer is one line, `REMOTER {json}`; for `log` and `outputs` the bytes of records follow it.
 """
 
@@ -45,7 +45,7 @@ PACKAGES = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 
 
 def main() -> None:
-    """Read one wish, answer it."""
+    """Read one query, answer it."""
     os.umask(0o077)
     stdio_reply.reply_to_stdin(lambda query: QUERIES[query["verb"]](query))
 
@@ -71,10 +71,6 @@ def _describe_or_error(session: Session) -> dict[str, Any]:
 def describe(session: Session) -> dict[str, Any]:
     """Say what is known of a session."""
     about, listener, now = (session.read(f"{name}.json") for name in ("session", "door", "state"))
-    try:
-        size = (session.folder / "journal").stat().st_size
-    except OSError:
-        size = 0
     state, since, why = _state_of(session, about, listener, now)
     is_alive = state not in {"ended", "dead"}
     clients = now.get("fronts") or {}
@@ -92,7 +88,7 @@ def describe(session: Session) -> dict[str, Any]:
         "why": why,
         "fronts": sum(bool(client.get("here")) for client in clients.values()) if is_alive else 0,
         "pid": listener.get("pid") if is_alive else None,
-        "journal": size,
+        "journal": _journal_size(session),
     }
 
 
@@ -115,20 +111,21 @@ def _state_of(
 
 def _kernel_of(session: Session) -> int:
     """Return the process number of a session's kernel, 0 if it does not run."""
-    kernel, ended = session.read("child.json"), session.read("exit.json")
-    pid = registry.whole_number(kernel.get("pid"))
-    if not pid or not session.is_of_this_boot() or ended.get("pid") == pid:
-        return 0
-    started = started_at(pid)
-    return pid if started and kernel.get("started", started) == started else 0
+    has_ended = session.read("exit.json").get("pid") == session.read("child.json").get("pid")
+    return 0 if has_ended else _pid_in(session, "child.json")
 
 
 def _evaluator_of(session: Session) -> int:
     """Return the process number of a session's evaluator, 0 if it does not run."""
-    listener = session.read("door.json")
-    pid = registry.whole_number(listener.get("pid"))
-    is_it = pid and session.is_of_this_boot() and started_at(pid) == listener.get("started")
-    return pid if is_it else 0
+    return _pid_in(session, "door.json")
+
+
+def _pid_in(session: Session, name: str) -> int:
+    """Return the number of the process that a file names, 0 if another one has it by now."""
+    about = session.read(name)
+    pid = registry.whole_number(about.get("pid"))
+    started = started_at(pid) if pid and session.is_of_this_boot() else ""
+    return pid if started and about.get("started", started) == started else 0
 
 
 def list_requests(query: dict[str, Any]) -> Answer:
@@ -188,16 +185,16 @@ def _signal_quietly(kill: Callable[[int, int], None], pid: int, number: int) -> 
             kill(pid, number)
 
 
-# What was said ---------------------------------------------------------------------------
+# Journals --------------------------------------------------------------------------------
 
 
 def read_outputs(query: dict[str, Any]) -> Answer:
-    """Give records of a journal.
+    """Return records of a journal.
 
     `after`: the number after which they begin; `skip`: bytes of the first one that are
-    known already; `place`: what the last answer said of it, lest the journal be read from its
+    known already; `place`: that of the last answer, so that the journal is not read from its
     beginning; `wait`: seconds to wait for something; `only`: "missed" or "events"; `cells`:
-    requests of which nothing counts as taken.
+    requests of which nothing counts as received.
     """
     session = Session(_folder_of(query["session"]))
     if not session.folder.is_dir():
@@ -205,14 +202,15 @@ def read_outputs(query: dict[str, Any]) -> Answer:
     limit = time.monotonic() + min(float(query.get("wait") or 0.0), 60.0)
     begin = int(query.get("after") or 0)
     skip = int(query.get("skip") or 0)
-    size = _journal_size(session)
+    size = _journal_size(session)  # before the read: what comes meanwhile is not missed
     reading = JournalFollower(session.folder / "journal", query.get("place"))
     while True:
         chunks = _pack_entries(_select_records(session, query, begin, reading), skip)
-        # What an evaluator is about to write while it ends belongs to it, too.
+        # An evaluator that ends still writes: only once it is gone, nothing more comes.
         is_over = describe(session)["state"] in {"ended", "dead"} and not _evaluator_of(session)
         if chunks or is_over or time.monotonic() > limit:
             break
+        # Without a look into the records: to follow a cell must not cost the login node more.
         while _journal_size(session) == size and time.monotonic() < limit:
             if session.read("session.json").get("ended") and not _evaluator_of(session):
                 break
@@ -230,17 +228,9 @@ def _pack_entries(records: Iterator[Record], skip: int) -> list[bytes]:
     total = 0
     chunks: list[bytes] = []
     for record in records:
-        chunk = encode_entry(
-            JournalEntry(
-                number=record.number,
-                time=record.time,
-                channel=record.channel,
-                is_from_client=record.is_from_client,
-                client=record.client,
-                body=record.body,
-                is_marker=record.is_marker,
-            )
-        )[skip : skip + MOST]
+        origin = record.channel, record.is_from_client, record.client
+        entry = JournalEntry(record.number, record.time, *origin, record.body, record.is_marker)
+        chunk = encode_entry(entry)[skip : skip + MOST]  # one record may be larger than an answer
         skip = 0
         chunks.append(chunk)
         total += len(chunk)
@@ -267,13 +257,12 @@ def _select_records(
 def _undelivered(
     records: Iterator[Record], clients: dict[str, Any], cells: set[str]
 ) -> Iterator[Record]:
-    """Yield what fronts that are gone did not take of their own requests' outputs.
+    """Yield what clients that are gone did not acknowledge of their own requests' outputs.
 
-    `cells`: requests whose outputs are wanted whatever was taken of them.
+    `cells`: requests whose outputs are wanted whatever was acknowledged of them.
     """
-    gone = {
-        name: client.get("taken", 0) for name, client in clients.items() if not client.get("here")
-    }
+    absent = [(name, client) for name, client in clients.items() if not client.get("here")]
+    gone = {name: client.get("taken", 0) for name, client in absent}
     taken: dict[str, int] = {}  # by the message id of a request: up to where
     asked: dict[str, Record] = {}
     place = 0  # in what is missed: a request comes with the first output that is
@@ -281,12 +270,12 @@ def _undelivered(
         if record.is_from_client:
             if record.channel is not Channel.SHELL:
                 continue
-            header, front = _read_header(record, HEADER), record.client.hex()
+            header, client = _read_header(record, HEADER), record.client.hex()
             name = str(header.get("msg_id", ""))
             is_cell = header.get("msg_type") == "execute_request"
-            if is_cell and (front in gone or name in cells):
+            if is_cell and (client in gone or name in cells):
                 asked[name] = record
-                taken[name] = 0 if name in cells else gone[front]
+                taken[name] = 0 if name in cells else gone[client]
         elif record.channel is Channel.IOPUB:
             parent = str(_read_header(record, PARENT).get("msg_id", ""))
             if parent in taken and record.number > taken[parent]:
@@ -300,7 +289,7 @@ def _undelivered(
 
 
 def read_debug_log(query: dict[str, Any]) -> Answer:
-    """Give the end of the log of a session's evaluator; `most`: so many bytes."""
+    """Return the end of the log of a session's evaluator; `most`: so many bytes."""
     folder, found = _folder_of(query["session"]), b""
     for name in (f"{logs.FILE}.1", logs.FILE):
         with contextlib.suppress(OSError):
@@ -343,22 +332,17 @@ def complete_paths(query: dict[str, Any]) -> Answer:
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             is_hidden = entry.name.startswith(".") and not name.startswith(".")
-            if entry.name.startswith(name) and _can_be_typed(entry.name) and not is_hidden:
+            can_be_typed = plain_text(entry.name, escapes=True) == entry.name
+            if entry.name.startswith(name) and can_be_typed and not is_hidden:
                 found.append(head + entry.name + "/" * entry.is_dir())
     return {"paths": sorted(found)[: int(query.get("most") or 100)]}, ()
 
 
-def _can_be_typed(name: str) -> bool:
-    return plain_text(name, escapes=True) == name
-
-
 def _is_event(record: Record) -> bool:
-    """Is this worth a line in a log: a request, how it ended, an order, a note?"""
-    if record.channel in {Channel.EVENT, Channel.COMMAND}:
-        return True
-    return record.channel is Channel.SHELL and str(
-        _read_header(record, HEADER).get("msg_type", "")
-    ).startswith("execute_")
+    """Is this worth a line in a log: a request, its reply, a command, an event?"""
+    if record.channel is Channel.SHELL:
+        return str(_read_header(record, HEADER).get("msg_type", "")).startswith("execute_")
+    return record.channel in {Channel.EVENT, Channel.COMMAND}
 
 
 def _read_header(record: Record, part: int) -> dict[str, Any]:
@@ -370,9 +354,8 @@ def _read_header(record: Record, part: int) -> dict[str, Any]:
 
 
 def _folder_of(name: str) -> Path:
-    if not name.isalnum():  # it becomes part of a path
-        message = f"{name!r} is no session's id"
-        raise ValueError(message)
+    if not name.isalnum():  # it becomes part of a path: no "..", no "/"
+        raise ValueError(f"{name!r} is no session's id")
     return sessions_folder() / name
 
 
@@ -386,7 +369,7 @@ def _journal_size(session: Session) -> int:
 def _tail(session: Session, name: str) -> list[str]:
     try:
         with (session.folder / name).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))  # a log may be large
             return file.read().decode("utf-8", "replace").splitlines()[-TAIL:]
     except OSError:
         return []
@@ -400,5 +383,5 @@ QUERIES: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "paths": complete_paths,
     "debug": read_debug_log,
     "versions": list_versions,
-    "log": lambda wish: read_outputs({**wish, "only": "events"}),
+    "log": lambda query: read_outputs({**query, "only": "events"}),
 }

@@ -2,9 +2,9 @@
 
 A first line names the format. Then come records, each a head of fixed size and a body:
 four bytes that never occur in text, CRC-32 of the rest of the head, size of the body,
-CRC-32 of the body, number, time (seconds since 1970), channel, flags, whom it concerns
-(8 bytes), the number that the front gave it. Head and body have checks of their own, so
-that a damaged body costs one record, and a damaged head what lies up to the next one.
+CRC-32 of the body, number, time (seconds since 1970), channel, flags, the client that it
+concerns (8 bytes), the number that the client gave it. Head and body have checksums of their own,
+so that a damaged body costs one record, and a damaged head what lies up to the next one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
-EVERYONE = bytes(8)  # in place of one front's name
+EVERYONE = bytes(8)  # in place of one client's name
 
-_SYNC = b"\xfe\xffrk"
+_SYNC = b"\xfe\xffrk"  # neither byte 0xfe nor 0xff occurs in UTF-8
 _HEAD = struct.Struct("!4sIQIQdBB8sQ")
 _CHECKED = 8  # bytes of a head before what its check covers
 _FIRST_LINE = re.compile(rb"(remoter journal (\d{1,9})) ([0-9a-f]{8})\n")
@@ -43,11 +43,11 @@ _FROM_CLIENT, _MARKER, _HELD = 1, 2, 4
 
 
 class Record(NamedTuple):
-    """One thing that was said.
+    """One message or event of a session.
 
-    own: the number that its front gave it; 0 where it comes from no front.
-    is_mark: said to whoever reads the journal, and to no front; `parse_marker` reads it.
-    is_held: a request that is not handed to the child at once; a mark tells when it is.
+    client_number: the number that its client gave it; 0 where it comes from no client.
+    is_marker: for whoever reads the journal, and for no client; `parse_marker` reads it.
+    is_held: a request that is not given to the kernel at once; a marker tells when it is.
     """
 
     number: int
@@ -85,7 +85,7 @@ def first_line(number: int = FORMAT) -> bytes:
 
 
 def check_format(file: BinaryIO) -> int:
-    """Return where the records of a journal begin; JournalTooNewError if nobody knows here."""
+    """Return where the records of a journal begin; JournalTooNewError if it is newer than this."""
     file.seek(0)
     match = _FIRST_LINE.match(file.read(_LONGEST_FIRST_LINE))
     if not match or int(match[3], 16) != zlib.crc32(match[1]):
@@ -101,39 +101,29 @@ def check_format(file: BinaryIO) -> int:
 
 def encode_record(record: Record) -> bytes:
     """Return the bytes of a record on disk."""
-    flags = (
-        _FROM_CLIENT * record.is_from_client | _MARKER * record.is_marker | _HELD * record.is_held
-    )
-    head = _HEAD.pack(
-        _SYNC,
-        0,
-        len(record.body),
-        zlib.crc32(record.body),
-        record.number,
-        record.time,
-        record.channel,
-        flags,
-        record.client,
-        record.client_number,
-    )
+    flags = _FROM_CLIENT * record.is_from_client
+    flags |= _MARKER * record.is_marker | _HELD * record.is_held
+    sizes = len(record.body), zlib.crc32(record.body)
+    origin = record.channel, flags, record.client, record.client_number
+    head = _HEAD.pack(_SYNC, 0, *sizes, record.number, record.time, *origin)
     check = zlib.crc32(head[_CHECKED:]).to_bytes(4, "big")
     return b"".join([_SYNC, check, head[_CHECKED:], record.body])
 
 
 def marker(number: int, time: float, words: dict[str, Any]) -> Record:
-    """Return a record for whoever reads the journal; `words` has `marker`: what it is."""
+    """Return a record for whoever reads the journal; `words` has `mark`: what it is."""
     body = pack_parts([to_json(words)])
     return Record(number, Channel.EVENT, False, EVERYONE, body, time, is_marker=True)
 
 
 def is_gap(record: Record) -> bool:
-    """Does a mark stand for records of which nothing is known, not even whose they were?"""
+    """Does a marker stand for records of which nothing is known, not even whose they were?"""
     words = parse_marker(record)
     return words.get("mark") == "missing" and words.get("before", 0) > record.number
 
 
 def parse_marker(record: Record) -> dict[str, Any]:
-    """Read what a mark says; what is no mark says nothing."""
+    """Read a marker's fields; of any other record, none."""
     if not record.is_marker:
         return {}
     try:
@@ -172,17 +162,17 @@ def read_journal(path: Path) -> Iterator[Record]:
 
 
 class JournalFollower:
-    """Goes through a journal, which may be written meanwhile, from where another one stopped."""
+    """Reads a journal, which may be written meanwhile, from where an earlier reading stopped."""
 
     def __init__(self, path: Path, place: dict[str, int] | None = None) -> None:
-        """Remember; `place` is that of a reading before."""
+        """`place` is that of a reading before."""
         self._path = path
         self.place = place or {}  # after the last record that was dealt with
 
     def records(self) -> Iterator[Record]:
         """Yield what follows; from the beginning if the file is another one by now."""
         with self._path.open("rb") as file:
-            name = os.fstat(file.fileno()).st_ino
+            name = os.fstat(file.fileno()).st_ino  # compaction makes another file
             place = self.place if self.place.get("file") == name else {}
             scan = Scan(file, begin=place.get("offset", 0), last=place.get("number", 0))
             for offset, record in scan:
@@ -192,12 +182,12 @@ class JournalFollower:
 
 
 class Scan:
-    """One pass over an open journal: (offset, record), offset 0 for what is only told."""
+    """One pass over an open journal: (offset, record), offset 0 for a marker of what is lost."""
 
     def __init__(
         self, file: BinaryIO, until: int | None = None, *, begin: int = 0, last: int = 0
     ) -> None:
-        """Remember; `until` is where to stop, in bytes, `begin` where the record `last` ends."""
+        """`until` is where to stop, in bytes, `begin` where the record `last` ends."""
         self._file = file
         self._size = os.fstat(file.fileno()).st_size if until is None else until
         self._begin = begin
@@ -208,12 +198,13 @@ class Scan:
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go from the first line to the end; JournalTooNewError if that line says so."""
         offset = self.end = begin = max(check_format(self._file), self._begin)
-        lost: list[tuple[int, Record]] = []  # told only if something comes after it
+        # Yielded only if something follows: at the end, somebody may be writing it just now.
+        lost: list[tuple[int, Record]] = []
         while (head := self._header_at(offset)) or (found := self._find_next_header(offset)):
             if head is None:
                 begin, offset = offset, found
                 head = self._header_at(offset)
-                if head is None:  # somebody has cut the file meanwhile
+                if head is None:  # another process has cut the file meanwhile
                     continue
                 if head.number > self._last + 1:
                     lost.append((0, _gap_marker(self._last + 1, head, offset - begin)))
@@ -235,7 +226,7 @@ class Scan:
 
     @property
     def damaged_tail_bytes(self) -> int:
-        """How many bytes are damaged at the end, beyond what somebody was about to write."""
+        """How many bytes are damaged at the end, without a record that was half written."""
         rest = self._size - self.end
         return 0 if self._is_torn or rest < _HEAD.size else rest
 
@@ -244,7 +235,7 @@ class Scan:
         return self._file.read(max(0, min(size, self._size - offset)))
 
     def _header_at(self, offset: int) -> RecordHeader | None:
-        """Read the head at an offset, if there is one whose check fits."""
+        """Read the head at an offset, if there is one whose checksum fits."""
         raw = self._read(offset, _HEAD.size)
         if len(raw) < _HEAD.size or raw[:4] != _SYNC:
             return None

@@ -1,4 +1,4 @@
-"""Which sessions live on this host: one folder each, alive if it answers.
+"""The sessions of this user: one folder each, with a few JSON files; alive if the port answers.
 
 Only the host that a session runs on may judge whether it is dead: a home can be shared
 between machines, and another machine's process numbers mean nothing here.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.evaluator.folders import is_owned_by_user, sessions_folder
-from remoter_kernel.evaluator.named_lock import NamedLock, remove_stale_locks
+from remoter_kernel.evaluator.named_lock import hold, remove_stale_locks
 from remoter_kernel.evaluator.processes import (
     boot_id,
     describe_exit,
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_log = logging.getLogger(__name__)
-
 ANSWER_WITHIN = 2.0  # seconds
-AMEND_WITHIN = 1.0  # seconds that another may take to change the same file
-AMENDED_WITHIN = 0.5  # seconds that a loop waits for its own disk
+AMEND_WITHIN = 1.0  # seconds that another process may take to change the same file
+AMENDED_WITHIN = 0.5  # seconds that the evaluator's loop waits for its own disk
 KEEP_ENDED = 14 * 24 * 3600.0  # seconds
 KEEP_BYTES = 4 * 1024**3  # of what ended sessions leave
 _log = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, words: dict[str, Any]) -> None:
     """Write a file of ours so that it is seen whole or not at all; mode 0600."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may write at once
     handle = os.open(str(beside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -72,10 +70,10 @@ def whole_number(value: object) -> int:
 
 
 class Session:
-    """One session's folder and what it says."""
+    """One session's folder and what its files say."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder; its name is the session's id."""
+        """The folder's name is the session's id."""
         self.folder = folder
         self.id = folder.name
 
@@ -84,12 +82,10 @@ class Session:
         """Make a folder with an id of its own; mode 0700."""
         sessions_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
-            folder = sessions_folder() / secrets.token_hex(3)
-            try:
+            folder = sessions_folder() / secrets.token_hex(3)  # short: people type it
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-            except FileExistsError:
-                continue
-            break
+                break
         session = cls(folder)
         (folder / "keys").mkdir(mode=0o700)
         session.write("session.json", about)
@@ -119,25 +115,20 @@ class Session:
 
     def update(self, **words: Any) -> None:
         """Change what session.json says; the evaluator and launches may want to at once."""
-        lock = NamedLock(f"about-{self.id}")
-        is_taken = False
-        with contextlib.suppress(OSError, RemoterError):  # better unlocked than not at all
-            is_taken = lock.acquire(AMEND_WITHIN)
-        try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, RemoterError):  # better unlocked than not at all
+                stack.enter_context(hold(f"about-{self.id}", AMEND_WITHIN))
             self.write("session.json", {**self.read("session.json"), **words})
-        finally:
-            if is_taken:
-                lock.release()
 
     def authorize_key(self, client_key: str, kernel_id: str = "") -> None:
-        """Let the front with this public key (Z85) in, and note what it is the kernel of."""
+        """Admit the proxy with this public key (Z85), and note which Jupyter kernel it is."""
         path = self.folder / "keys" / client_key.encode().hex()
         path.touch(mode=0o600)
         if kernel_id:
             path.write_text(kernel_id, encoding="utf-8")
 
     def authorized_kernels(self) -> set[str]:
-        """Return the Jupyter kernels whose fronts were ever let in, as far as they said."""
+        """Return the Jupyter kernels whose proxies were ever admitted, as far as they said."""
         found = set()
         for path in (self.folder / "keys").glob("*"):
             with contextlib.suppress(OSError, ValueError):
@@ -152,7 +143,7 @@ class Session:
         """Return all public keys (Z85) that were registered so far."""
         found = set()
         for path in (self.folder / "keys").glob("*"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # what else is there is no key of ours
                 found.add(bytes.fromhex(path.name))
         return found
 
@@ -162,36 +153,37 @@ class Session:
         return before if isinstance(before, list) else []
 
     def mark_ended(self, why: str, *, died: float = 0.0) -> None:
-        """Note that this session has ended, and why: nobody joins it any more.
+        """Note that this session has ended, and why: no launch joins it any more.
 
-        `died`: when, if that was long before somebody found out (seconds since 1970).
+        `died`: when, in seconds since 1970, if that was long before this was noticed.
         """
         _log.info("Session %s ends: %s", self.id, why.partition("\n")[0])
-        # Without room, that nothing of it runs says it, too.
+        # Without room: that none of its processes runs says it, too.
         with logs.noting(_log, "its end is not written", OSError):
             self.update(ended=time.time(), died=died or time.time(), why=why)
 
     def remove_keys(self) -> None:
-        """Remove what let fronts and the evaluator in, and what was carried; the journal stays."""
+        """Remove the keys of clients and kernel, and what push and pull left; the journal stays."""
         for path in (self.folder / "connection.json", *(self.folder / "keys").glob("*")):
             path.unlink(missing_ok=True)
-        for folder in self.folder.glob("carried-*"):  # a cut has kept a front from removing it
+        for folder in self.folder.glob("carried-*"):  # a cut has kept a proxy from removing it
             shutil.rmtree(folder, ignore_errors=True)
 
     def is_evaluator_running(self) -> bool:
-        """Does the process that answers for it run here, whether it answers or not?"""
-        listener = self.read("door.json")
-        is_there = is_running(whole_number(listener.get("pid")), str(listener.get("started", "")))
-        return is_there and self.is_of_this_boot()
+        """Does its evaluator run here, whether it answers or not?"""
+        return self._is_running("door.json")
 
     def is_kernel_running(self) -> bool:
-        """Does its kernel run here, whether anybody looks after it or not?"""
-        kernel = self.read("child.json")
-        is_there = is_running(whole_number(kernel.get("pid")), str(kernel.get("started", "")))
+        """Does its kernel run here, with an evaluator or without?"""
+        return self._is_running("child.json")
+
+    def _is_running(self, name: str) -> bool:
+        about = self.read(name)
+        is_there = is_running(whole_number(about.get("pid")), str(about.get("started", "")))
         return is_there and self.is_of_this_boot()
 
     def death_reason(self) -> tuple[str, float]:
-        """Say why nothing of it runs any more, and when it was last heard of."""
+        """Return why nothing of it runs any more, and when it left its last trace."""
         exit_words = self.read("exit.json")
         last = max(
             (_modified_at(self.folder / name) for name in ("journal", "exit.json")), default=0
@@ -208,16 +200,14 @@ class Session:
     def is_of_this_boot(self) -> bool:
         """Does this session belong to this machine, as it was started last?
 
-        A machine may get another name meanwhile. Its containers have its boot id, too; their
-        process numbers are others, and so is a session's machine that has no boot id.
+        A machine may get another name meanwhile. Its containers have its boot id, too, and other
+        process numbers. Where no boot id is known (macOS), the name decides.
         """
         listener, boot = self.read("door.json"), boot_id()
         if not listener or listener.get("boot") != boot:
             return False
-        has_its_processes = (
-            bool(boot and listener.get("pids")) and listener["pids"] == pid_namespace()
-        )
-        return has_its_processes or listener.get("host") == socket.gethostname()
+        has_its_pids = bool(boot and listener.get("pids")) and listener["pids"] == pid_namespace()
+        return has_its_pids or listener.get("host") == socket.gethostname()
 
     def is_of_this_host(self) -> bool:
         """May this host judge it? It has begun here, perhaps before a restart of the machine."""
@@ -226,12 +216,10 @@ class Session:
     def is_alive(self) -> bool:
         """Does its evaluator run here and answer?"""
         listener = self.read("door.json")
-        if not (listener and self.is_of_this_boot()) or self.read("session.json").get("ended"):
-            return False
-        if not self.is_evaluator_running():
+        if self.read("session.json").get("ended") or not self.is_evaluator_running():
             return False
         try:
-            port = whole_number(listener.get("port"))
+            port = whole_number(listener.get("port"))  # a bad file may have one above 65535
             with socket.create_connection(("127.0.0.1", port), ANSWER_WITHIN):
                 return True
         except (OSError, OverflowError):
@@ -239,10 +227,10 @@ class Session:
 
 
 class ServedSession(Session):
-    """The session of this evaluator: its loop touches no disk, which may hang."""
+    """The session of this evaluator, whose loop must not touch a disk: it may hang."""
 
     def __init__(self, folder: Path, call: Callable[[Callable[[], None]], None]) -> None:
-        """Read what it says; `call` has a call made in the loop's thread."""
+        """`call` makes a call in the loop's thread."""
         super().__init__(folder)
         self.about = self.read("session.json")
         self._disk = Worker("session", call)
@@ -250,7 +238,7 @@ class ServedSession(Session):
     def update(self, **words: Any) -> None:
         """Change what session.json says, in a thread; wait for it, but not for a disk that hangs.
 
-        Who has ordered it hears that it is done, and may ask a login for this session at once.
+        The client gets its acknowledgement then, and may ask a login for this session at once.
         """
         self.about.update(words)
         is_done = threading.Event()
@@ -290,17 +278,11 @@ def collect_garbage() -> None:
     """Remove what is left of sessions that ended long ago, or that is too much."""
     remove_stale_locks()
     kept = 0
-    for session in all_sessions():
-        kept += _collect_one(session, kept)
-
-
-def _collect_one(session: Session, kept: int) -> int:
-    """Sweep one session, if its folder makes sense; return its size in bytes if it has ended."""
-    try:
-        return _collect(session, kept)
-    except Exception as error:  # noqa: BLE001 - one odd folder is no reason to leave the others
-        _log.warning("Session %s was not swept: %s", session.id, logs.reason(error))
-        return 0
+    for session in all_sessions():  # the newest first: what is too much, is old
+        try:
+            kept += _collect(session, kept)
+        except Exception as error:  # noqa: BLE001, PERF203 - one odd folder is no reason to leave the others
+            _log.warning("Session %s was not swept: %s", session.id, logs.reason(error))
 
 
 def _collect(session: Session, kept: int) -> int:
@@ -328,10 +310,7 @@ def find_sessions(kernel_id: str, session_id: str = "") -> Iterator[Session]:
     """Yield the session with this id or, without one, those of this Jupyter kernel."""
     for session in all_sessions():
         about = session.read("session.json")
-        is_meant = (
-            session.id == session_id
-            if session_id
-            else bool(kernel_id) and about.get("kernel_id") == kernel_id
-        )
+        is_of_kernel = bool(kernel_id) and about.get("kernel_id") == kernel_id
+        is_meant = session.id == session_id if session_id else is_of_kernel
         if is_meant and not about.get("ended"):
             yield session

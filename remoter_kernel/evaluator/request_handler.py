@@ -1,8 +1,8 @@
-"""Where proxies ask: it is written down, then passed on.
+"""Handles requests of clients: append to the journal, and only then forward to the kernel.
 
-What a client asks for is written before the kernel gets it, so that a request that may have
-run is never run again, and no answer to a prompt is taken for that to the next one. Only
-commands, which may as well be carried out twice, do not wait for a disk.
+So a request that may have run is never run again, whatever dies, and no answer to a prompt is
+taken for that to the next one. Only commands, which may as well be carried out twice, do not wait
+for a disk.
 """
 
 from __future__ import annotations
@@ -34,35 +34,38 @@ from remoter_kernel.protocol.messages import (
     parts_of,
     source_hash,
 )
+from remoter_kernel.protocol.reactor import ignore
 from remoter_kernel.protocol.requests import BUSY, Request, Requests, Stage
 
 if TYPE_CHECKING:
-    from remoter_kernel.evaluator.journal import Journal
     from remoter_kernel.evaluator.kernel_process import KernelProcess
     from remoter_kernel.evaluator.listener import Client, Listener
     from remoter_kernel.evaluator.message_writer import MessageWriter
     from remoter_kernel.evaluator.registry import Session
 
-STUBBORN = 2  # interrupts of one cell after which the person hears what else can be done
+STUBBORN = 2  # interrupts of one cell after which its person is told what else can be done
 
 
 class RequestHandler:
-    """Takes what clients ask for, in the order in which they ask."""
+    """Takes the requests and commands of all clients, in the order in which they come."""
 
     def __init__(
         self,
         session: Session,
-        journal: Journal,
         listener: Listener,
         writer: MessageWriter,
         requests: Requests | None = None,
     ) -> None:
         """`requests`: those of an evaluator that has died."""
+        self.listener = listener
+        self.writer = writer
+        self._session = session
+        self._journal = listener.journal
         self.requests = Requests() if requests is None else requests
         self.cancellations = Cancellations()
         self.dispatcher = KernelQueue(
             self.requests,
-            journal,
+            self._journal,
             takes=self._can_dispatch,
             send=self._send,
             answers=self._answer_if_cancelled,
@@ -73,22 +76,18 @@ class RequestHandler:
         self.interrupts.interrupt_kernel = self._send_interrupt
         self.interrupts.on_over = self.dispatcher.dispatch_waiting
         self.interrupts.on_no_reply = self._reply_interrupted
-        # The child, if it gets what comes on this channel at once.
+        # The kernel, if it may be sent at once what comes on this channel.
         self.kernel_for: Callable[[Channel], KernelProcess | None] = lambda _channel: None
-        self.on_command: Callable[[str], None] = lambda _order: None  # restart, stop, finish
-        self.on_cell: Callable[[str], None] = lambda _cell: None  # a notebook's cell is run
-        # What the child may have got already, from an evaluator whose journal is damaged.
-        self.on_possible_duplicate: Callable[[Request], None] = lambda _request: None
-        self._session = session
-        self._journal = journal
-        self._listener = listener
-        self._writer = writer
+        self.on_command: Callable[[str], None] = ignore  # restart, stop, finish
+        self.on_cell: Callable[[str], None] = ignore  # a notebook's cell is run
+        # What the kernel may have already, from an evaluator whose journal is damaged.
+        self.on_possible_duplicate: Callable[[Request], None] = ignore
 
     def on_item(self, client: Client, head: FrameHeader, body: Bytes) -> None:
-        """Take one item of a client: write it down, then pass it on (or the other way)."""
+        """Take one item of a client: journal it, then forward it (commands the other way)."""
         channel = head.channel
         parts: list[Bytes] = list(parts_of(channel, body))
-        then: Callable[[], None] = lambda: None  # noqa: E731 - a default
+        then: Callable[[], None] = ignore
         is_held = False
         request: Request | None = None
         if channel is Channel.COMMAND:
@@ -103,10 +102,10 @@ class RequestHandler:
             if head.number <= client.maybe_received[LANE[channel]]:
                 then = partial(self.on_possible_duplicate, request)
             else:
-                self.dispatcher.add(request)
-                is_held, then = request.is_held, partial(self.dispatcher.on_written, request)
-        if channel is Channel.STDIN:
-            body = pack_parts([*parts[:CONTENT], b"{}"])  # a password, perhaps
+                is_held = self.dispatcher.add(request)
+                then = partial(self.dispatcher.on_written, request)
+        if channel is Channel.STDIN:  # a password, perhaps: the journal keeps that it came
+            body = pack_parts([*parts[:CONTENT], b"{}"])
         try:
             self._journal.append(
                 channel,
@@ -117,7 +116,7 @@ class RequestHandler:
                 is_held=is_held,
                 then=lambda: self._on_persisted(client, head, len(body), then),
             )
-        except Exception:  # it is refused, and nobody waits behind it
+        except Exception:  # it is refused: what comes behind it must not wait for it
             if request:
                 self.requests.move(request, Stage.FAILED, "it could not be taken in")
             raise
@@ -125,29 +124,28 @@ class RequestHandler:
     def interrupt_for_shutdown(self) -> str:
         """Interrupt what runs, as Jupyter does before it ends a kernel; return which cell it was.
 
-        A busy kernel hears of its end only then, and may take along what it has started outside
+        A busy kernel reads its shutdown_request only then, and may end what it has started outside
         of its process group. What is being interrupted already is not interrupted once more.
         """
+        cell = self.requests.running
         if self.interrupts.is_under_way:
             self.interrupts.fire_now()
-            return ""
-        cell = self.requests.running
-        if cell is None:
-            return ""
-        self._send_interrupt()
-        return cell.id
+        elif cell:
+            self._send_interrupt()
+            return cell.id
+        return ""
 
     def fail_all(self, name: str, why: str, *, is_cut: bool = False) -> None:
         """Answer every request that the kernel can answer no more, and end what it has answered.
 
-        `is_cut`: the kernel may have had something to say that its system never got.
+        `is_cut`: outputs may have died in the kernel's own buffers.
         """
         running = self.requests.running
         for request in self.requests:
             has_replied = request.stage is Stage.REPLIED
             is_last = is_cut and (BUSY in request.states or request is running)
-            told = why if has_replied else ""  # else an error says it
-            log_failure_of(partial(self._report_kernel_end, request, told, is_cut=is_last))
+            sentence = why if has_replied else ""  # else an error says it
+            log_failure_of(partial(self._report_kernel_end, request, sentence, is_cut=is_last))
             if has_replied:
                 self.requests.move(request, Stage.DONE, why)
             elif request.stage >= Stage.SENT:
@@ -156,18 +154,18 @@ class RequestHandler:
     def fail(self, request: Request, name: str, why: str) -> None:
         """Answer a request that the kernel can answer no more."""
         if request.expects_reply:
-            log_failure_of(partial(self._writer.answer_error, request, name, why))
+            log_failure_of(partial(self.writer.answer_error, request, name, why))
         self.requests.move(request, Stage.FAILED, why)
 
-    def _report_kernel_end(self, request: Request, told: str, *, is_cut: bool) -> None:
+    def _report_kernel_end(self, request: Request, why: str, *, is_cut: bool) -> None:
         """Say in a cell that its kernel has ended, and end it if it has its reply."""
         if is_cut:
-            self._writer.write_busy(request)
-            told = f"{told} The last outputs of this cell may be missing.".lstrip()
-        if told:
-            self._writer.write_stderr(request, told)
+            self.writer.write_busy(request)
+            why = f"{why} The last outputs of this cell may be missing.".lstrip()
+        if why:
+            self.writer.write_stderr(request, why)
         if request.stage is Stage.REPLIED:
-            self._writer.write_idle(request)
+            self.writer.write_idle(request)
 
     @staticmethod
     def _on_persisted(
@@ -177,11 +175,11 @@ class RequestHandler:
         if client.pump:
             client.pump.send_credit()
             if head.channel is Channel.COMMAND:
-                client.pump.send_ack()  # the front may be waiting to leave
+                client.pump.send_ack()  # at once: the proxy may wait for it to exit
         then()
 
     def _record_cell_id(self, request: Request) -> None:
-        """Note which cell of which notebook this is, where the client says so."""
+        """Note which cell of a notebook this is, where the client says so."""
         about = request.parts[METADATA]
         if request.is_cell and b"cellId" in bytes(about):
             cell = str(header_of(about).get("cellId") or "")
@@ -211,15 +209,15 @@ class RequestHandler:
             return not is_asked
         answer = self.cancellations.reason_for(request)
         if answer is CancelReason.INTERRUPTED:
-            self._writer.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
+            self.writer.answer_error(request, "KeyboardInterrupt", "Interrupted before it began.")
         elif answer and request.expects_reply:
-            self._writer.answer_aborted(request)
+            self.writer.answer_aborted(request)
         if answer:
             self.requests.move(request, Stage.CANCELLED, answer.value)
         return answer is not None
 
     def _on_command(self, client: Client, head: FrameHeader, parts: list[Bytes]) -> None:
-        """Do what a front wants done: `{"order": interrupt | restart | stop | keep | finish}`."""
+        """Carry out a command: `{"order": interrupt | restart | stop | keep | finish}`."""
         words = from_json(parts[TOPIC])
         order = words.get("order")
         if order == "interrupt":
@@ -231,33 +229,34 @@ class RequestHandler:
         elif order == "stop":
             self.on_command(order)
         elif order in {"keep", "finish"}:
-            with contextlib.suppress(OSError):  # whoever said it knows it, too
+            with contextlib.suppress(OSError):  # no room: the proxy that sent it knows it, too
                 self._session.update(**{order: True})
             if order == "finish":
                 self.on_command(order)
         else:
-            message = f"An order that is not known: {order!r}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"An order that is not known: {order!r}.")
 
     def _on_interrupt(self, client: Client, head: FrameHeader, cells: list[str]) -> None:
-        """Stop the running cell; else the first that a front had asked for and that never began.
+        """Interrupt the running cell; else the first of this client's that has not begun.
 
-        `cells`: those that had no reply there. If all of them have ended since, whatever runs
-        now was not meant.
+        `cells`: those without a reply when the person interrupted. If all of them have ended
+        since, whatever runs now was not meant.
         """
         requests, kept = self.requests, client.stream.acked[Lane.BULK]
+        # Beyond `kept`, this client has sent requests that are not here yet.
         has_unbegun = head.barrier > kept or any(
             each.client == client.name and each.stage in {Stage.HELD, Stage.QUEUED}
             for each in requests
         )
-        if cells and not has_unbegun and not any(map(self._is_at_kernel, cells)):
+        sent = {each.id for each in requests if Stage.SENT <= each.stage < Stage.REPLIED}
+        if cells and not has_unbegun and sent.isdisjoint(map(str, cells)):
             return
         cell = requests.running
-        self._listener.limit_output([cell.id] if cell else [])
+        self.listener.limit_output([cell.id] if cell else [])
         if cell and self.kernel_for(Channel.CONTROL):
             self.interrupts.schedule(cell.id, client.name, head.barrier)
             if self.interrupts.count(cell.id) == STUBBORN:
-                self._writer.write_stderr(
+                self.writer.write_stderr(
                     cell,
                     "The kernel has not heeded the interrupt so far. To end it, "
                     f"variables and all: remoter stop {self._session.id}",
@@ -268,13 +267,9 @@ class RequestHandler:
         else:
             self._send_interrupt()
 
-    def _is_at_kernel(self, name: str) -> bool:
-        request = self.requests.get(str(name))
-        return request is not None and request.is_open and request.stage >= Stage.SENT
-
     def _reply_interrupted(self, request: Request) -> None:
-        """Reply to a cell that was interrupted and whose kernel is done with it without a reply."""
-        self._writer.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
+        """Reply to an interrupted cell that the kernel was done with without a reply."""
+        self.writer.reply_error(request, "KeyboardInterrupt", "Interrupted at its end.")
         self.requests.move(request, Stage.FAILED, "interrupted, and the kernel gave no reply")
 
     def _send_interrupt(self) -> None:

@@ -1,7 +1,7 @@
-"""Which living session of a notebook a new front may join: the rules (pure).
+"""Which living session of a notebook a new proxy may join: the rules (`match_session` is pure).
 
-A front takes over only what is surely its notebook's and what nobody else is at; where
-that is open, it begins afresh and its person hears which sessions there are.
+A proxy takes over only what is surely its notebook's and has no other client; where
+that is open, it begins afresh and the person is told which sessions there are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.evaluator.registry import Session
 
-SAME = ("laptop", "remote", "kernel")  # of a session and of the wish for one
+SAME = ("laptop", "remote", "kernel")  # must be the same in a session and in a request for one
 
 
 class Candidate(NamedTuple):
@@ -25,35 +25,30 @@ class Candidate(NamedTuple):
     session: str
     is_same_notebook: bool  # has the notebook the same path?
     shares_cells: bool  # was any cell that is in the notebook run there?
-    is_free: bool  # is the front gone, and no other there?
+    is_free: bool  # is its client gone, and no other connected?
     can_be_joined: bool = True  # is it on this host, and does its evaluator answer or is gone?
 
 
 def match_session(candidates: Sequence[Candidate]) -> tuple[str, list[str]]:
     """Return the session to join, or none ("") and those that a person should hear of."""
-    heirs = [
-        each.session
-        for each in candidates
-        if each.is_same_notebook and each.shares_cells and each.is_free and each.can_be_joined
-    ]
-    if len(heirs) == 1:
-        return heirs[0], []
+    surely = [each for each in candidates if each.is_same_notebook and each.shares_cells]
+    matches = [each.session for each in surely if each.is_free and each.can_be_joined]
+    if len(matches) == 1:
+        return matches[0], []
     # One of another path is worth a word if it was left behind: the file was renamed, perhaps.
-    told = [
-        each.session
-        for each in candidates
-        if each.is_same_notebook or (each.shares_cells and each.is_free)
-    ]
-    return "", told
+    perhaps = (
+        each for each in candidates if each.is_same_notebook or (each.shares_cells and each.is_free)
+    )
+    return "", [each.session for each in perhaps]
 
 
 def names_notebook(request: dict[str, Any]) -> bool:
-    """Does this wish come from a notebook's front that knows where it is?"""
+    """Does this request come from the proxy of a notebook whose path it knows?"""
     return bool(request.get("laptop")) and str(request.get("notebook")).endswith(".ipynb")
 
 
 def candidates(request: dict[str, Any]) -> Iterator[Candidate]:
-    """Yield what may be meant by a wish, the newest first; reads no journal."""
+    """Yield the sessions that a request may mean, the newest first; reads no journal."""
     cells = set(request.get("cells") or ())
     for session in registry.all_sessions():
         about = session.read("session.json")
@@ -78,9 +73,9 @@ def candidates(request: dict[str, Any]) -> Iterator[Candidate]:
 
 
 def _has_client(session: Session, about: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Does a front of this session live on the same laptop, or is one connected from another?
+    """Does a proxy of this session run on the same laptop, or is one connected from another?
 
-    The laptop itself says who lives there: a front whose link is down is not gone, and one
+    The laptop itself says which proxies run there: one whose link is down is not gone, and one
     that was killed may look connected for a while.
     """
     living = set(request.get("fronts") or ())

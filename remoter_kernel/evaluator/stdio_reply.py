@@ -1,6 +1,6 @@
-"""Says how a command there went in one line, `REMOTER {json}`: what is wrong is in it, too.
+"""Replies to a command that runs over a login in one line, `REMOTER {json}`, errors included.
 
-Other lines are noise (a banner, for instance). Needs only what Python brings.
+Other lines on stdout are noise (a banner, for instance). Needs only what Python brings.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from remoter_kernel.errors import RemoterError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What a file system says that takes nothing from us; other errors have other reasons.
+# Errors of a file system that takes nothing from us; others have other reasons.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 Answer = tuple[dict[str, Any], "Iterable[bytes]"]  # what is in the line, and what follows it
 
 
 def reply_to_stdin(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
-    """Read one wish, a JSON object, from stdin, and answer it."""
+    """Read one request, a JSON object, from stdin, and answer it."""
     rest: list[Iterable[bytes]] = []
 
     def read_and_fulfil() -> dict[str, Any]:
@@ -41,7 +41,7 @@ def reply_to_stdin(fulfil: Callable[[dict[str, Any]], Answer]) -> None:
 
 
 def result_or_error(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what comes of it, or in the same words why nothing does."""
+    """Return the result, or in the same form why there is none."""
     try:
         return do()
     except OSError as error:
@@ -51,6 +51,6 @@ def result_or_error(do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"lacks": lacks, "what": f"{error.strerror or error}{place}"}
     except RemoterError as error:
         return {"lacks": "reader", "what": str(error)}
-    except Exception as error:  # noqa: BLE001 - the one line is all that is heard of us
+    except Exception as error:  # noqa: BLE001 - the one line is all that the other end gets
         traceback.print_exc()
         return {"lacks": "luck", "what": f"{type(error).__name__}: {error}"}

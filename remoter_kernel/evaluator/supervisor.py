@@ -1,6 +1,6 @@
-"""Owns one child kernel: start, interrupt, restart, stop, notice and explain its death.
+"""Owns one kernel: starts, restarts and stops it, notices its death and explains it.
 
-Decides; the child, the door and the journal touch. What fronts ask for is the desk's.
+It decides; KernelProcess, Listener and Journal do. RequestHandler handles what clients send.
 """
 
 from __future__ import annotations
@@ -27,32 +27,31 @@ from remoter_kernel.evaluator.registry import ServedSession
 from remoter_kernel.evaluator.request_handler import RequestHandler
 from remoter_kernel.evaluator.status_file import StatusWriter
 from remoter_kernel.evaluator.timeouts import IdleTimeout, SlowStartNotice
-from remoter_kernel.protocol.frames import Bytes, Channel
+from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.output_backlog import BACKLOG_LIMIT
 from remoter_kernel.protocol.requests import Stage
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from remoter_kernel.evaluator.journal import Journal
     from remoter_kernel.evaluator.listener import Listener
     from remoter_kernel.evaluator.recovery import RecoveredState
-    from remoter_kernel.evaluator.registry import Session
-    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.protocol.messages import KernelMessage
     from remoter_kernel.protocol.requests import Request
 
-DIE_WITHIN = 4.0  # seconds that a kernel has for its own shutdown, before a signal
+# Seconds that a kernel has for its own shutdown (atexit functions, flushed files), before a signal.
+DIE_WITHIN = 4.0
 KILL_WITHIN = 2.0  # seconds after that signal
-NAMED_WITHIN = 0.5  # seconds: the warden says which process it has started
-RESTART_AFTER = 0.2  # seconds: JupyterLab cancels cells whose errors come later than this news
+NAMED_WITHIN = 0.5  # seconds until the warden says which process it has started
+RESTART_AFTER = 0.2  # seconds: JupyterLab drops errors of cells that come after "restarting"
 LINGER = 30.0  # seconds that a session which could not start still tells why
 LINGER_LOOK = 0.5  # seconds
 LOOK_AGAIN = 0.005  # seconds until a thread has probably done its work
-SWEEP_AFTER = 10.0  # seconds: nobody should wait for it
+SWEEP_AFTER = 10.0  # seconds: the start of a session should not wait for a slow disk
 COMMAND_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
 class KernelLifecycle(Enum):
-    """How the child is."""
+    """The state of the kernel; clients know these words."""
 
     STARTING = "starting"
     RECOVERING = "adopting"  # it lives, but has yet to answer a new evaluator
@@ -67,101 +66,102 @@ WITH_KERNEL = {KernelLifecycle.READY, KernelLifecycle.RECOVERING}
 
 
 class Supervisor:
-    """The will of the evaluator."""
+    """The life of one kernel after the other, in one session."""
+
+    # 19 attributes: it wires all others together, and each of its events concerns several of them.
 
     def __init__(
         self,
-        reactor: Reactor,
-        session: Session,
-        journal: Journal,
         listener: Listener,
-        *,
         session_request: dict[str, Any],
+        *,
         umask: int,
         recovered: RecoveredState | None = None,
     ) -> None:
-        """Remember; `run` begins."""
-        self.reactor = reactor
-        self.session = session = ServedSession(session.folder, reactor.call_soon_threadsafe)
-        self.journal = journal
+        """`recovered` is the state of an evaluator that died, and left its kernel."""
+        reactor = self.reactor = listener.reactor
+        self.session = ServedSession(listener.session.folder, reactor.call_soon_threadsafe)
         self.listener = listener
         self.session_request = session_request
         self.umask = umask
-        self.recovered = recovered  # of an evaluator that died, and left its child
+        self.recovered = recovered
         self.state = KernelLifecycle.STARTING
         self.why = ""
         self.kernel: KernelProcess | None = None
-        self._writer = MessageWriter(journal)
-        self._status = StatusWriter(reactor, session, journal, listener)
-        self._request_handler = RequestHandler(
-            session, journal, listener, self._writer, recovered.requests if recovered else None
+        self._writer = writer = MessageWriter(listener.journal)
+        self._request_handler = handler = RequestHandler(
+            self.session, listener, writer, recovered.requests if recovered else None
         )
-        self._requests = self._request_handler.requests
-        self._interrupts = self._request_handler.interrupts
-        self._kernel_output = KernelOutputHandler(
-            journal, listener, self._request_handler, self._writer, recovered
-        )
-        self._startup_watchdog = SlowStartNotice(
-            reactor, session.id, self._requests, self._writer, session_request
-        )
-        self._idle_timeout = IdleTimeout(reactor, listener, self._requests, self.stop)
+        self._requests = requests = handler.requests
+        self._kernel_output = KernelOutputHandler(handler, recovered)
+        self._status = StatusWriter(self.session, listener, requests)
+        init = session_request.get("init") or ()
+        self._startup_watchdog = SlowStartNotice(listener, requests, writer, init)
+        self._idle_timeout = IdleTimeout(listener, requests, self.stop)
         self._port_conflicts = PortConflicts(reactor)
         self._reported_error = ""  # of the journal
+        self._last_snapshot: tuple[Any, ...] = ()  # of what the status file depends on
 
     def run(self) -> None:
         """Serve until the session ends."""
-        self._request_handler.kernel_for = self._kernel_for
-        self._request_handler.on_command = self._on_command
-        self._request_handler.on_cell = self._status.add_cell
-        self._status.requests = self._requests
-        self._request_handler.on_possible_duplicate = self._on_possible_duplicate
-        self.listener.on_item = self._request_handler.on_item
-        self.listener.on_refused = self._writer.reply_refused
-        self.listener.describe = self._describe
-        self.listener.most_waiting = int(self.session_request.get("waiting_limit") or BACKLOG_LIMIT)
-        self.listener.on_client_change = self._writer.log_connection
-        self.reactor.after_pass = self._after_poll
+        listener, reactor, handler = self.listener, self.reactor, self._request_handler
+        handler.kernel_for = self._kernel_for
+        handler.on_command = self._on_command
+        handler.on_cell = self._status.add_cell
+        handler.on_possible_duplicate = self._on_possible_duplicate
+        listener.on_item = handler.on_item
+        listener.on_refused = self._writer.reply_refused
+        listener.describe = self._describe
+        listener.most_waiting = int(self.session_request.get("waiting_limit") or BACKLOG_LIMIT)
+        listener.on_client_change = self._writer.log_connection
+        reactor.after_pass = self._after_poll
         self._status.open()
+        # Also where an evaluator that died had been told to finish.
         is_finishing = bool(self.session.about.get("finish"))
         self._idle_timeout.start(self.session_request, is_finishing=is_finishing)
-        self.reactor.on_bug = lambda error: traceback.print_exception(
-            type(error), error, error.__traceback__
-        )
-        self.reactor.wake_on_signals()
+        reactor.on_bug = _print_bug
+        reactor.wake_on_signals()
         for number in COMMAND_SIGNALS:
             signal.signal(number, self._on_signal)
+        # They were blocked from before the endpoint was written: one that came early waits.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, COMMAND_SIGNALS)
         if self.recovered:
             self._recover(self.recovered)
         else:
             self._start_kernel()
-        self.reactor.call_later(SWEEP_AFTER, Thread(registry.collect_garbage, name="sweep").start)
-        self.reactor.run()
-        self.journal.close()
-        self.listener.close(self.why)
+        reactor.call_later(SWEEP_AFTER, Thread(registry.collect_garbage, name="sweep").start)
+        reactor.run()
+        listener.journal.close()
+        listener.close(self.why)
         self._status.close()
         self.session.close()
         self.session.remove_keys()
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        """Hear an order that was given while no wire was up: stop, or restart."""
+        """Take a command that came by a login, while no client was connected: stop, or restart."""
         order = "stop" if number == signal.SIGTERM else "restart"
+        # Not here: a handler of Python's runs between any two instructions of the loop.
         self.reactor.call_soon_threadsafe(partial(self._on_command, order))
 
     def _after_poll(self) -> None:
-        if self.journal.write_error != self._reported_error:
+        listener = self.listener
+        if listener.journal.write_error != self._reported_error:
             self._report_write_error()
-        self.listener.flush_soon()
-        is_ready = self.state is KernelLifecycle.READY
-        self._status.update(
-            ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
-        )
+        listener.flush_soon()
+        # What a hung kernel was given leaves nothing in the journal: therefore moves count, too.
+        snapshot = (self.state, listener.journal.last, self._requests.moves, listener.visits)
+        if snapshot != self._last_snapshot:
+            self._last_snapshot = snapshot
+            is_ready = self.state is KernelLifecycle.READY
+            self._status.update(
+                ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
+            )
 
     def _report_write_error(self) -> None:
         """Say in the running cell that the disk takes nothing any more, once each time."""
-        cell, trouble = self._requests.running, self.journal.write_error
+        cell, trouble = self._requests.running, self.listener.journal.write_error
         if trouble and not cell:
-            return  # the next one hears of it
+            return  # the next one is told
         self._reported_error = trouble
         if trouble and cell:
             self._writer.write_stderr(
@@ -171,7 +171,8 @@ class Supervisor:
             )
 
     def _kernel_for(self, channel: Channel) -> KernelProcess | None:
-        """Return the child if it gets what comes on this channel at once."""
+        """Return the kernel if it may be sent at once what comes on this channel."""
+        # A kernel that is being recovered may wait for input, and can be interrupted.
         is_asked_late = self.state is KernelLifecycle.RECOVERING and channel is not Channel.SHELL
         return self.kernel if self.state is KernelLifecycle.READY or is_asked_late else None
 
@@ -183,7 +184,7 @@ class Supervisor:
         else:
             self._shut_down_kernel(KernelLifecycle.RESTARTING)
 
-    # From the child --------------------------------------------------------------------
+    # From the kernel -------------------------------------------------------------------
 
     def _start_kernel(self) -> None:
         self.state = KernelLifecycle.STARTING
@@ -205,22 +206,22 @@ class Supervisor:
             self._startup_watchdog.watch(kernel, starts)
 
     def _new_kernel(self) -> KernelProcess:
-        kernel = self.session_request.get("kernel") or "python3"
-        me, is_own = self.session.id.encode(), bool(self.session_request.get("python"))
-        child = KernelProcess(self.reactor, self.session.folder, kernel, me, is_own=is_own)
-        child.on_message = self._on_kernel_message
-        child.on_exit = self._on_kernel_exit
-        child.on_question_reached = self._hear_of_question
-        return child
+        name = self.session_request.get("kernel") or "python3"
+        identity, is_own = self.session.id.encode(), bool(self.session_request.get("python"))
+        kernel = KernelProcess(self.reactor, self.session.folder, name, identity, is_own=is_own)
+        kernel.client.on_message = self._on_kernel_message
+        kernel.client.on_question_reached = self._on_question_reached
+        kernel.on_exit = self._on_kernel_exit
+        return kernel
 
-    def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
-        # What a kernel publishes while it starts belongs to no request: of a kernel that
-        # runs here, too, nobody hears it.
-        if channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
-            self._kernel_output.on_message(channel, parts)
+    def _on_kernel_message(self, message: KernelMessage) -> None:
+        # What a kernel publishes while it starts belongs to no request: with a plain ipykernel,
+        # too, no client sees it.
+        if message.channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
+            self._kernel_output.on_message(message)
 
     def _on_kernel_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
-        """The child answers, and is heard on iopub: whoever waits gets its turn."""
+        """The kernel answers, and its outputs reach us: what waits may go, if it has its ports."""
         kernel = self.kernel
         if self.state is KernelLifecycle.STARTING and kernel is not None:
             self._port_conflicts.check_ports(
@@ -243,7 +244,7 @@ class Supervisor:
         self._writer.write_event("ready", encrypted=kernel.is_encrypted, **words)
 
     def _recover(self, recovered: RecoveredState) -> None:
-        """Take over the child of an evaluator that has died, and what was asked of it."""
+        """Take over the kernel of an evaluator that has died, and its requests."""
         self.state = KernelLifecycle.RECOVERING
         for client, seen in recovered.seen.items():
             self.listener.restore_client(client, seen)
@@ -253,8 +254,8 @@ class Supervisor:
         if not self.session.read("child.json").get("pid"):
             self._restart_after(recovered)
             return
-        for asker in recovered.started:
-            self._interrupts.on_begin(asker)
+        for request_id in recovered.started:
+            self._request_handler.interrupts.on_begin(request_id)
         self._begin_recovery(recovered)
         self.kernel = kernel = self._new_kernel()
         kernel.on_ready = partial(self._on_recovered_kernel_ready, kernel)
@@ -273,16 +274,15 @@ class Supervisor:
             self._start_kernel()
 
     def _begin_recovery(self, recovered: RecoveredState) -> Recovery:
-        recovery = Recovery(self.reactor, recovered, self._requests, self._writer)
+        recovery = Recovery(self.reactor, recovered, self._writer)
         recovery.on_settled = self._on_recovered
-        recovery.on_lost_interrupt = lambda cell, number: self._interrupts.schedule(
-            cell.id, cell.client, number
-        )
+        interrupt = self._request_handler.interrupts.schedule
+        recovery.on_lost_interrupt = lambda cell, number: interrupt(cell.id, cell.client, number)
         self._kernel_output.recovery = recovery
         return recovery
 
     def _on_possible_duplicate(self, request: Request) -> None:
-        """Make sure of something that the child may have got: it is not handed over again."""
+        """Find out what became of what the kernel may have: it is not given to it again."""
         is_missed = request.expects_reply and not (
             self.recovered and request.id in self.recovered.answered
         )
@@ -307,24 +307,24 @@ class Supervisor:
         if self._kernel_output.recovery:
             self._kernel_output.recovery.on_kernel_info(kernel)
 
-    def _hear_of_question(self) -> None:
+    def _on_question_reached(self) -> None:
         if self._kernel_output.recovery:
-            self._kernel_output.recovery.hear_of_question()
+            self._kernel_output.recovery.on_question_reached()
 
     def _on_recovered(self) -> None:
         self._kernel_output.recovery = None
         if self.state is KernelLifecycle.RECOVERING:
             self.state = KernelLifecycle.READY
-            self._interrupts.clear()
+            self._request_handler.interrupts.clear()
             self._request_handler.dispatcher.dispatch_waiting()
 
     def _on_kernel_exit(self, words: dict[str, Any]) -> None:
-        """The child has ended: as it should, or not."""
+        """The kernel has ended: as it should, or not."""
         kernel, self.kernel = self.kernel, None
         if kernel is None:
             return
         self._kernel_output.recovery = None
-        self._interrupts.clear()
+        self._request_handler.interrupts.clear()
         kernel.close()
         self._writer.kernel_info = {}
         if self.state is KernelLifecycle.STOPPING:
@@ -333,6 +333,7 @@ class Supervisor:
             self._request_handler.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start_kernel()
         elif self.state is KernelLifecycle.STARTING:
+            # Perhaps another try helps; the disk that has the log may hang.
             self._port_conflicts.read_log_tail(kernel, partial(self._on_start_failed, words))
         else:
             self.state = KernelLifecycle.DEAD
@@ -353,11 +354,12 @@ class Supervisor:
     def _restart_kernel(self) -> None:
         if self.state is not KernelLifecycle.DEAD:
             return  # it is to end
+        # As Jupyter's own restarter publishes it: clients reset their prompts.
         self._writer.publish("status", {"execution_state": "restarting"})
         self._start_kernel()
 
     def _fail(self, why: str) -> None:
-        """End a session whose kernel does not start, once it has told why."""
+        """End a session whose kernel does not start, once a client knows why."""
         self.state = KernelLifecycle.FAILED
         self.why = why
         self._writer.write_event("failed", why=why)
@@ -365,7 +367,7 @@ class Supervisor:
         self._wait_for_clients(time.monotonic() + LINGER)
 
     def _wait_for_clients(self, until: float) -> None:
-        """Stay until a front has come, heard and left."""
+        """Stay until a client has come, received why, and left."""
         has_told = self.listener.clients and not self.listener.has_clients
         if has_told or time.monotonic() > until:
             self.reactor.stop()
@@ -386,18 +388,19 @@ class Supervisor:
             self._exit()
 
     def _exit(self) -> None:
-        """End this process once all is written, so that the last orders are confirmed."""
-        if self.journal.written == self.journal.last:
+        """End this process once all is written, so that the last commands are acknowledged."""
+        if self.listener.journal.written == self.listener.journal.last:
             self.reactor.stop()
         else:
             self.reactor.call_later(LOOK_AGAIN, self._exit)
 
     def _shut_down_kernel(self, state: KernelLifecycle) -> None:
-        """Ask the child to end; a signal follows where asking does not help."""
+        """Ask the kernel to end; a signal follows where asking does not help."""
         kernel, was_ready = self.kernel, self.state in WITH_KERNEL
         if kernel is None or self.state is KernelLifecycle.STOPPING:
             return  # it is about to start anew by itself, or ends for good
         if was_ready:
+            # The cell's own KeyboardInterrupt is dropped: no person has interrupted it.
             self._kernel_output.interrupted_at_end = self._request_handler.interrupt_for_shutdown()
         self.state = state
         if was_ready:
@@ -406,7 +409,7 @@ class Supervisor:
         self.reactor.call_later(DIE_WITHIN if was_ready else 0.0, partial(self._kill_after, kernel))
 
     def _kill_after(self, kernel: KernelProcess, number: int = signal.SIGTERM) -> None:
-        """End a child by a signal, then by a harder one; its warden may have yet to name it."""
+        """End a kernel by a signal, then by a harder one; its warden may have yet to name it."""
         if self.kernel is not kernel:
             return
         if not kernel.pid:
@@ -415,8 +418,6 @@ class Supervisor:
         kernel.signal(number)
         if number == signal.SIGTERM:
             self.reactor.call_later(KILL_WITHIN, partial(self._kill_after, kernel, signal.SIGKILL))
-
-    # What the evaluator says itself ----------------------------------------------------
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -428,3 +429,7 @@ class Supervisor:
             "keep": bool(self.session.about.get("keep")),
             **self._writer.describe_identity(),
         }
+
+
+def _print_bug(error: Exception) -> None:
+    traceback.print_exception(type(error), error, error.__traceback__)  # as Python 3.9 wants it

@@ -1,4 +1,4 @@
-"""Sends or receives files over stdin and stdout: `python ZIP transfer`, for one front's wish.
+"""Sends or receives files over stdin and stdout: `python ZIP transfer`, for one put or get.
 
 Needs only what Python brings. When the other end is gone, so is this process.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.transfer.framed_stream import (
@@ -27,9 +27,6 @@ from remoter_kernel.transfer.plan import full_path, make_plan, trouble_from_os
 from remoter_kernel.transfer.receiver import Receiver
 from remoter_kernel.transfer.sender import Sender
 
-if TYPE_CHECKING:
-    from typing import NoReturn
-
 PIPE_HOLDS = 1024 * 1024  # bytes: what Linux lets anybody have
 F_SETPIPE_SZ = 1031  # Python 3.10 and later know it
 
@@ -40,7 +37,7 @@ class StdioStream:
     def __init__(self) -> None:
         self._in = io.FileIO(0, "r", closefd=False)
         self._out = io.FileIO(1, "w", closefd=False)
-        for descriptor in (0, 1):
+        for descriptor in (0, 1):  # 64 KiB, where nobody asks for more
             _enlarge_pipe(descriptor)
 
     def fileno(self) -> int:
@@ -56,7 +53,7 @@ class StdioStream:
         return self._out.write(view) or 0
 
     def end(self) -> None:
-        """End all of it, if that is not for the main thread to do: it may wait for a full pipe."""
+        """End the process, unless the main thread calls: that one may be blocked by a full pipe."""
         if threading.current_thread() is not threading.main_thread():
             os._exit(0)
 
@@ -71,31 +68,31 @@ def _enlarge_pipe(descriptor: int) -> None:
 
 
 def main() -> None:
-    """Greet, hear what is wished for, do it."""
-    duplex = FramedStream(StdioStream())
-    duplex.start()
+    """Greet, read one request, serve it."""
+    stream = FramedStream(StdioStream())
+    stream.start()
     os.write(1, GREETING + b"\n")
     with contextlib.suppress(RemoterError):  # the other end was told, or is gone
-        word, body = duplex.recv()
-        if word is FrameType.WISH:
-            _serve(duplex, from_body(body))
-    _exit_now()
+        kind, body = stream.recv()
+        if kind is FrameType.WISH:
+            _serve(stream, from_body(body))
+    os._exit(0)  # not sys.exit: threads may still wait for an end that is gone
 
 
-def _serve(duplex: FramedStream, request: dict[str, Any]) -> None:
+def _serve(stream: FramedStream, request: dict[str, Any]) -> None:
     try:
-        errand = _parse_request(request)
+        transfer = _parse_request(request)
     except FileTrouble as trouble:
-        duplex.send_json(FrameType.ERROR, trouble.to_dict())
+        stream.send_json(FrameType.ERROR, trouble.to_dict())
         return
-    if isinstance(errand, Sender):
-        for each in errand.plan.troubles:
-            duplex.send_json(FrameType.FAILED, {**each.to_dict(), "number": 0})
-    errand.run(duplex)
+    if isinstance(transfer, Sender):
+        for each in transfer.plan.troubles:
+            stream.send_json(FrameType.FAILED, {**each.to_dict(), "number": 0})
+    transfer.run(stream)
 
 
 def _parse_request(request: dict[str, Any]) -> Receiver | Sender:
-    """Find out what is to be done; FileTrouble if it cannot be."""
+    """Return what serves a request; FileTrouble if nothing can."""
     if request.get("transfer") != TRANSFER_VERSION:
         raise FileTrouble("", f"the far side speaks transfer {TRANSFER_VERSION}, and no other")
     folder = _base_folder(_checked_text(request.get("cwd") or "~"))
@@ -124,8 +121,3 @@ def _base_folder(cwd: str) -> str:
         reason = "there is no such folder, and the remote's cwd names it"
         raise FileTrouble(folder, reason, TroubleCode.MISSING)
     return folder
-
-
-def _exit_now() -> NoReturn:
-    # Not sys.exit: threads may still wait for somebody who is gone.
-    os._exit(0)

@@ -1,8 +1,9 @@
-"""The child kernel's parent process: a few lines that outlive the evaluator.
+"""The kernel's parent process: a few lines that outlive the evaluator.
 
-Reads one line of JSON (argv, env, cwd, umask, log) from stdin, starts the kernel, says
-its process number in one line, and when it has ended says how in another. The same words
-are in `child.json` and `exit.json` of the session's folder, for whoever asks later.
+Only a parent can wait for a process's exit status. Reads one line of JSON (argv, env, cwd, umask,
+folder, log) from stdin, starts the kernel, writes its process number in one line to stdout, and
+how it has ended in another. `child.json` and `exit.json` in the session's folder have the same,
+for evaluators that come later.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RETRY_AFTER = 1.0  # seconds
 
 
 def main() -> None:
-    """Start the kernel, wait for its end, tell it."""
+    """Start the kernel, wait for its end, report it."""
     request = json.loads(sys.stdin.readline())
     folder = Path(request["folder"])
     set_process_name(f"remoterw {folder.name}")
@@ -37,22 +38,23 @@ def main() -> None:
         return
     finally:
         os.umask(umask)
-    bound = LogTrimmer(Path(request["log"]))
+    trimmer = LogTrimmer(Path(request["log"]))  # after the fork: threads and preexec_fn do not mix
     about = {"pid": kernel.pid, "started": started_at(kernel.pid), "warden": os.getpid()}
     is_written = _report(folder / "child.json", about)
     while not is_written and kernel.poll() is None:  # a full disk may have room again
         time.sleep(RETRY_AFTER)
         is_written = _write_json(folder / "child.json", about)
     status = kernel.wait()
-    bound.stop()
+    trimmer.stop()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    kibibytes = used.ru_maxrss // (1024 if sys.platform == "darwin" else 1)  # bytes on macOS
     _report(folder / "exit.json", {"pid": kernel.pid, "status": status, "peak_kib": kibibytes})
 
 
 def _start_kernel(request: dict[str, Any]) -> subprocess.Popen[bytes]:
-    def be_ordinary() -> None:
+    def reset_process_state() -> None:
         os.umask(request["umask"])
+        # A login by `nohup` ignores SIGHUP, and a shell's background job SIGINT; exec keeps that.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
 
@@ -65,12 +67,12 @@ def _start_kernel(request: dict[str, Any]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # an interrupt goes to the kernel's whole group
-            preexec_fn=be_ordinary,  # noqa: PLW1509 - this process has one thread so far
+            preexec_fn=reset_process_state,  # noqa: PLW1509 - this process has one thread so far
         )
 
 
 def _report(path: Path, words: dict[str, Any]) -> bool:
-    """Tell it to a file and to the evaluator; return whether the file has it."""
+    """Write fields to a file and to the evaluator; return whether the file has them."""
     is_written = _write_json(path, words)
     with contextlib.suppress(OSError):  # the evaluator is gone; the file is there
         os.write(1, (json.dumps(words) + "\n").encode())

@@ -1,6 +1,6 @@
-"""The words of the wire: a frame is one saying or several, each a head and a body (pure).
+"""Wire format: a ZeroMQ frame holds one message or several, each a header and a body (pure).
 
-A head has a fixed size, so that nothing needs to be parsed to be numbered. A body
+A header has a fixed size, so that nothing needs to be parsed to be numbered. A body
 is either JSON (`HELLO`, `WELCOME`, `BYE`) or packed parts (`ITEM`): what it holds
 of a Jupyter message stays byte for byte what the sender made it.
 """
@@ -26,27 +26,28 @@ _HEAD = struct.Struct("!2sBBBxQQQQQQQQ")  # 70 bytes
 _COUNT = struct.Struct("!I")
 _LENGTH = struct.Struct("!Q")
 _HEADER, _PARENT = 1, 2  # which parts of a Jupyter message its headers are
-_FEW = tuple(struct.Struct(f"!I{count}Q") for count in range(9))  # what most messages have
+# Made once, for the numbers of parts that most messages have.
+_FEW = tuple(struct.Struct(f"!I{count}Q") for count in range(9))
 
-# What one end may make the other hold. The sender refuses what is more, so that a person hears of
-# it; to the receiver it is a breach of the protocol.
+# What one end may make the other hold. The sender refuses what is more, so that a person is told;
+# to the receiver it is a breach of the protocol.
 MOST_BUFFERS = 65_536  # of one message
 MOST_PARTS = 5 + MOST_BUFFERS  # its topic, header, parent header, metadata and content come first
 MOST_ITEM = 2**31 - 2**16  # bytes of one item: one read of a journal gives no more
-MOST_WORDS = 1024 * 1024  # bytes of JSON of our own: greetings, notes, orders
+MOST_WORDS = 1024 * 1024  # bytes of JSON of our own: greetings, events, commands
 MOST_FRAME = 1024 * 1024  # bytes: 64 KiB of items at most, or one greeting
 
 
 class MessageType(IntEnum):
-    """What a message on the wire is for."""
+    """What a message is for."""
 
-    HELLO = 1  # front: who I am, what I have seen
-    WELCOME = 2  # evaluator: what I have seen, how the kernel is
-    ITEM = 3  # one numbered thing
+    HELLO = 1  # of a proxy: its name, what it has received
+    WELCOME = 2  # of the evaluator: what it has received, the kernel's state
+    ITEM = 3  # one numbered item
     ACK = 4  # nothing but numbers and credit
     PING = 5
     PONG = 6
-    BYE = 7  # this wire ends, and why
+    BYE = 7  # this connection ends, and why
     PART = 8  # a slice of an item that is too large to go in one piece; its last is an ITEM
 
 
@@ -57,18 +58,21 @@ class Channel(IntEnum):
     CONTROL = 1
     STDIN = 2
     IOPUB = 3
-    EVENT = 4  # what the evaluator says of its child
-    COMMAND = 5  # what the front wants done: interrupt, restart, stop
+    EVENT = 4  # the evaluator's: ready, died, failed
+    COMMAND = 5  # the proxy's: interrupt, restart, stop
 
 
 class Lane(IntEnum):
-    """Order is kept inside a lane; the urgent one never waits for the other."""
+    """Order is kept inside a lane; the urgent one never waits for the other.
+
+    So an interrupt passes megabytes of outputs that wait for credit.
+    """
 
     BULK = 0
     URGENT = 1
 
 
-# Looking up is several times faster than Kind(...), and this is done for every message.
+# A dict is several times faster than MessageType(...), and this is done for every message.
 _MESSAGE_TYPES = {int(kind): kind for kind in MessageType}
 CHANNELS = {int(channel): channel for channel in Channel}
 
@@ -83,13 +87,13 @@ LANE = {
 
 
 class FrameHeader(NamedTuple):
-    """The first frame. Every number rides on every message.
+    """The header of a message. Every message carries all of its sender's numbers.
 
     number, previous: this item, and the one before it in its lane; 0 where there is none.
-    mark: the last bulk item that was there before this urgent one overtook it.
-    kept_bulk, kept_urgent: all up to these numbers is kept here and may be forgotten there.
-    begin: where in the item this slice of it begins, in bytes.
-    credit: bulk bytes that the peer may send on this wire, counted from its beginning.
+    barrier: the last bulk item that was there before this urgent one overtook it.
+    acked_bulk, acked_urgent: the sender keeps all up to these; the receiver may forget them.
+    offset: where in the item this slice of it begins, in bytes.
+    credit: bulk bytes that the receiver may send by this connection, from its beginning on.
     """
 
     type: MessageType
@@ -104,41 +108,39 @@ class FrameHeader(NamedTuple):
 
 
 def encode_message(head: FrameHeader, body: Bytes = b"") -> bytes:
-    """Return the bytes of one saying; several may simply stand one after the other."""
+    """Return the bytes of one message; several may simply stand one after the other."""
     return _HEAD.pack(MAGIC, PROTOCOL, *head, len(body)) + body
 
 
 def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
-    """Yield what a frame says; a `ProtocolError` tells where and how it stops making sense."""
+    """Yield the messages of a frame; a `ProtocolError` tells where it stops making sense."""
     view = memoryview(frame)
     if not view:
         raise ProtocolError("An empty frame arrived.")
     while view:
-        head, size = _decode_head(view[: _HEAD.size])
+        if len(view) < _HEAD.size:
+            message = f"A message began with {len(view)} bytes where {_HEAD.size} were due."
+            raise ProtocolError(message)
+        magic, protocol, kind, channel, *numbers, size = _HEAD.unpack_from(view)
+        if magic != MAGIC or protocol != PROTOCOL:
+            raise _wrong_protocol(magic, protocol)
+        try:
+            head = FrameHeader(_MESSAGE_TYPES[kind], CHANNELS[channel], *numbers)
+        except KeyError as error:
+            message = f"A message of a kind or channel that is not known ({kind}, {channel})."
+            raise ProtocolError(message) from error
         end = _HEAD.size + size
         if len(view) < end:
-            message = f"A body of {size} bytes arrived in {len(view) - _HEAD.size}."
-            raise ProtocolError(message)
+            raise ProtocolError(f"A body of {size} bytes arrived in {len(view) - _HEAD.size}.")
         yield head, view[_HEAD.size : end]
         view = view[end:]
 
 
-def _decode_head(frame: memoryview) -> tuple[FrameHeader, int]:
-    if len(frame) != _HEAD.size:
-        message = f"A message began with {len(frame)} bytes where {_HEAD.size} were due."
-        raise ProtocolError(message)
-    magic, protocol, kind, channel, *numbers = _HEAD.unpack(frame)
+def _wrong_protocol(magic: bytes, protocol: int) -> ProtocolError:
     if magic != MAGIC:
-        message = "Something that does not speak this protocol is at the other end."
-        raise ProtocolError(message)
-    if protocol != PROTOCOL:
-        message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
-        raise ProtocolError(message, "Update the older of the two.")
-    try:
-        return FrameHeader(_MESSAGE_TYPES[kind], CHANNELS[channel], *numbers[:-1]), numbers[-1]
-    except KeyError as error:
-        message = f"A message of a kind or channel that is not known ({kind}, {channel})."
-        raise ProtocolError(message) from error
+        return ProtocolError("Something that does not speak this protocol is at the other end.")
+    message = f"The other end speaks protocol {protocol}, this one speaks {PROTOCOL}."
+    return ProtocolError(message, "Update the older of the two.")
 
 
 def pack_parts(parts: Sequence[Bytes]) -> bytes:
@@ -165,24 +167,21 @@ def _too_large(count: int, size: int) -> TooLarge:
 
 
 def unpack_parts(body: Bytes) -> list[memoryview]:
-    """Split a body into its parts without copying them."""
+    """Split a body into its parts, without a copy: they are views of it."""
     view = memoryview(body)
     if len(view) < _COUNT.size:
-        message = "A body too short to be one arrived."
-        raise ProtocolError(message)
+        raise ProtocolError("A body too short to be one arrived.")
     (count,) = _COUNT.unpack_from(view)
     start = _COUNT.size + count * _LENGTH.size
     if count > MOST_PARTS or len(view) < start:
-        message = f"A body that claims {count} parts arrived in {len(view)} bytes."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body that claims {count} parts arrived in {len(view)} bytes.")
     parts = []
     head = _FEW[count] if count < len(_FEW) else struct.Struct(f"!I{count}Q")
     for length in head.unpack_from(view)[1:]:
         parts.append(view[start : start + length])
         start += length
     if start != len(view):
-        message = f"A body of {len(view)} bytes claims to have {start}."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body of {len(view)} bytes claims to have {start}.")
     return parts
 
 
@@ -194,14 +193,11 @@ def to_json(words: dict[str, Any]) -> bytes:
 def from_json(body: Bytes) -> dict[str, Any]:
     """Read a JSON body; anything but an object is a `ProtocolError`."""
     if len(body) > MOST_WORDS:
-        message = f"A body of {len(body)} bytes arrived where {MOST_WORDS} are the most."
-        raise ProtocolError(message)
+        raise ProtocolError(f"A body of {len(body)} bytes arrived where {MOST_WORDS} are the most.")
     try:
         words = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
-        message = "A body that should be JSON is not."
-        raise ProtocolError(message) from error
+        raise ProtocolError("A body that should be JSON is not.") from error
     if not isinstance(words, dict):
-        message = "A body that should be a JSON object is not."
-        raise ProtocolError(message)
+        raise ProtocolError("A body that should be a JSON object is not.")
     return words

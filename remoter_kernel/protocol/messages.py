@@ -1,10 +1,10 @@
-"""Jupyter messages as parts: made, signed and looked into no further than needed.
+"""Jupyter messages as parts: composed, signed, checked, and read no further than needed.
 
 The parts of a message are [topic, header, parent header, metadata, content, *buffers].
-They travel as they are; only identities and signatures belong to each side.
+They travel as they are; only identities and signatures are made anew at each end of the link.
 
-jupyter_client is imported only for what is odd in a message of ours: that costs a proxy, or a
-command, more than all the rest of its start.
+jupyter_client is imported only for what is odd in a message of ours: to import it takes a proxy,
+or a command, longer than all the rest of its start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
 from remoter_kernel.protocol.frames import MOST_WORDS, Bytes, Channel, unpack_parts
@@ -27,7 +27,7 @@ PROTOCOL = "5.4"  # of Jupyter's messages
 LARGE = 64 * 1024  # bytes of content that are better not copied
 DELIMITER = b"<IDS|MSG>"
 CELL_OF_VSCODE = "vscode-notebook-cell:"  # begins the address that VS Code has for a cell
-# What comes of looking into a message that is not as it should be: a kernel may say anything.
+# What reading a message may raise that is not as it should be: a kernel may send anything.
 ODD = (
     ProtocolError,
     LookupError,
@@ -41,20 +41,18 @@ TOPIC, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(6)
 
 
 class MessageSigner:
-    """Makes, signs and checks messages with one connection's key."""
+    """Composes, signs and checks messages with the key of one connection file."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256", session: str = "") -> None:
-        """Remember the key; `session` becomes `header.session` of what is said."""
+        """`session` becomes `header.session` of what is composed."""
         self._key = key
         self._digest = scheme.removeprefix("hmac-")
         self.session = session or str(uuid.uuid4())
-        """The `header.session` of what is said."""
-        self.username = os.environ.get("USER", "username")
-        """The `header.username` of what is said."""
-        self._count = 0  # of what was said
+        self.username = os.environ.get("USER", "username")  # as Jupyter's own Session has it
+        self._count = 0  # of messages
 
     def set_identity(self, session: str, username: str) -> None:
-        """Speak in another's place from now on; an empty word keeps what is."""
+        """Compose in a kernel's name from now on; what is empty stays as it is."""
         self.session = session or self.session
         self.username = username or self.username
 
@@ -77,7 +75,7 @@ class MessageSigner:
             "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
             "version": PROTOCOL,
         }
-        # As it is, if only with an id: a client's own may be odd.
+        # As it is, if only with an id: clients may leave it out, and readers rely on it.
         parent_header = {"msg_id": "", **parent} if parent else {}
         words = (header, parent_header, metadata or {}, content)
         return [topic, *map(_to_ascii_json, words)]
@@ -91,25 +89,20 @@ class MessageSigner:
         try:
             at = list(frames).index(DELIMITER)
         except ValueError as error:
-            message = "A message without a delimiter."
-            raise ProtocolError(message) from error
+            raise ProtocolError("A message without a delimiter.") from error
         identities, signature, rest = list(frames[:at]), frames[at + 1 : at + 2], frames[at + 2 :]
         if not signature or len(rest) < BUFFERS - HEADER:
-            message = "A message without all its parts."
-            raise ProtocolError(message)
+            raise ProtocolError("A message without all its parts.")
         expected = self._signature(rest[: BUFFERS - HEADER])
         if self._key and not hmac.compare_digest(expected, signature[0]):
-            message = "A message whose signature does not match."
-            raise ProtocolError(message)
+            raise ProtocolError("A message whose signature does not match.")
         return identities, [b"", *rest]
 
     def _signature(self, parts: Sequence[Bytes]) -> bytes:
-        """Sign as the Jupyter protocol says; no key means no signature.
-
-        In one call: jupyter_client's own way takes seven, and this is done for every message.
-        """
+        """Sign as the Jupyter protocol says; no key means no signature."""
         if not self._key:
             return b""
+        # In one call: jupyter_client's own way takes seven, and this is done for every message.
         if len(parts[-1]) < LARGE:
             return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
         signature = hmac.new(self._key, digestmod=self._digest)
@@ -119,7 +112,7 @@ class MessageSigner:
 
 
 def _to_ascii_json(words: Any) -> bytes:
-    """Return JSON that is ASCII: half of a surrogate pair, as clients may send, is no UTF-8."""
+    """Return JSON that is ASCII: half of a surrogate pair, as clients may send, has no UTF-8."""
     try:
         return json.dumps(words, allow_nan=False).encode()
     except (TypeError, ValueError):  # Jupyter cleans what is no JSON
@@ -129,7 +122,7 @@ def _to_ascii_json(words: Any) -> bytes:
 
 
 def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
-    """Return the parts of an item: all that a reader relies on are there."""
+    """Return the parts of an item; a `ProtocolError` if one is missing that readers rely on."""
     parts = unpack_parts(body)
     if channel is Channel.EVENT or channel is Channel.COMMAND:
         if not parts:
@@ -144,16 +137,14 @@ def parts_of(channel: Channel, body: Bytes) -> list[memoryview]:
 def header_of(part: Bytes) -> dict[str, Any]:
     """Read a header (or parent header); a `ProtocolError` if it is none.
 
-    What is no UTF-8 in it (a kernel prints a file's name) is replaced by a sign, as in Jupyter.
+    What is no UTF-8 in it (a file's name that a kernel prints) is replaced, as Jupyter does.
     """
     try:
         header = json.loads(str(part, "utf-8", "replace"))
     except (ValueError, RecursionError) as error:
-        message = "A header that is not JSON."
-        raise ProtocolError(message) from error
+        raise ProtocolError("A header that is not JSON.") from error
     if not isinstance(header, dict):
-        message = "A header that is not an object."
-        raise ProtocolError(message)
+        raise ProtocolError("A header that is not an object.")
     return header
 
 
@@ -163,20 +154,19 @@ def content_of(parts: Sequence[Bytes]) -> dict[str, Any]:
 
 
 def source_hash(source: str) -> str:
-    """Return what a notebook's cell is known by whose client does not say its id: its text.
+    """Return an id for a cell whose client does not send one: a hash of its text.
 
-    Empty for an empty cell. No id has a space.
+    Empty for an empty cell. It has a space, which no id of nbformat has.
     """
     text = source.replace("\r\n", "\n").strip()
-    return (
-        f"source {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}" if text else ""
-    )
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return f"source {digest[:24]}" if text else ""
 
 
 def is_silent(content: dict[str, Any]) -> bool:
-    """Is what is to be run a client's own code, of which no person sees anything?
+    """Is this the content of a client's own code, of which a person sees nothing?
 
-    VS Code does not call its own code silent, but keeps it out of the history.
+    VS Code does not set `silent` for its own code, but keeps it out of the history.
     """
     return bool(content.get("silent")) or not content.get("store_history", True)
 
@@ -184,9 +174,9 @@ def is_silent(content: dict[str, Any]) -> bool:
 def execution_state(parts: Sequence[Bytes]) -> str:
     """Return what a status message says: busy, idle, starting, restarting; "" for any other.
 
-    Its type decides: an output may say "idle", too. Of most messages that is known without
-    reading any JSON, since this is asked of every message.
+    Its type decides: an output may say "idle", too.
     """
+    # Most messages are none, which a search in the bytes tells without reading any JSON.
     if len(parts) <= CONTENT or b'"status"' not in bytes(parts[HEADER]):
         return ""
     try:
@@ -198,37 +188,37 @@ def execution_state(parts: Sequence[Bytes]) -> str:
     return state if isinstance(state, str) else ""
 
 
-def is_restarting(parts: Sequence[Bytes]) -> bool:
-    """Is this the word on iopub that the kernel died and starts anew?"""
-    return execution_state(parts) == "restarting"
+class KernelMessage(NamedTuple):
+    """A message of a kernel; what every reader needs of its headers is read once."""
+
+    channel: Channel
+    parts: list[Bytes]
+    header: dict[str, Any]
+    parent: dict[str, Any]
+    type: str
+    parent_id: str  # the id of the request that it belongs to; "" if it belongs to none
+    state: str  # what a status message tells; "" of any other
+
+    @property
+    def is_startup_message(self) -> bool:
+        """Is this what a kernel says once, as it begins, to whoever listens already?
+
+        On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
+        clients (ipykernel's own tests, for one) take what comes then for an answer to them.
+        """
+        return not self.parent and (self.state == "starting" or self.type == "iopub_welcome")
 
 
-def read_headers(channel: Channel, parts: Sequence[Bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read header and parent header; a `ProtocolError` if others could not rely on them."""
+def read_message(channel: Channel, parts: list[Bytes]) -> KernelMessage:
+    """Read the headers of a message; a `ProtocolError` if others could not rely on them."""
     header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
-    kind = header.get("msg_type")
-    if not isinstance(kind, str) or not isinstance(parent.get("msg_id", ""), str):
+    kind, parent_id = header.get("msg_type"), parent.get("msg_id", "")
+    if not isinstance(kind, str) or not isinstance(parent_id, str):
         raise ProtocolError("A message whose headers are not as the protocol has them.")
+    state: object = ""
+    # The content of an output is not read: it may be large, and clients alone need it.
     if channel is not Channel.IOPUB or kind == "status":
-        content_of(parts)
-    return header, parent
-
-
-def strict_execution_state(parts: Sequence[Bytes]) -> str:
-    """Return the state that a status message tells."""
-    return str(content_of(parts).get("execution_state"))
-
-
-def is_startup_message(
-    header: dict[str, Any], parent: dict[str, Any], parts: Sequence[Bytes]
-) -> bool:
-    """Is this what a kernel says once, as it begins, to whoever listens already?
-
-    On a busy machine it comes late, when the kernel answers already. Nobody asked for it, and
-    clients (ipykernel's own tests, for one) take what comes then for an answer to them.
-    """
-    if parent:
-        return False
-    kind = str(header["msg_type"])
-    is_starting = kind == "status" and strict_execution_state(parts) == "starting"
-    return is_starting or kind == "iopub_welcome"
+        content = content_of(parts)
+        state = content.get("execution_state") if kind == "status" else ""
+    state = state if isinstance(state, str) else ""
+    return KernelMessage(channel, parts, header, parent, kind, parent_id, state)

@@ -1,28 +1,27 @@
-r"""What waits for whoever cannot keep up: joined, collapsed, and held back when it is too much.
+r"""What waits for a receiver that cannot keep up: joined, collapsed, held back if it is too much.
 
-Pure: no I/O, no clock. House rules of this file:
+Pure: no I/O, no clock. House rules of the backlog:
 
-- Whoever asks what comes next gets items in their order. Numbers only grow; they have gaps
-  where something was left out.
+- Items are given out in their order. Numbers only grow; they have gaps where something was left
+  out.
 - Neighbouring texts of one stream and cell become one, and lose what a terminal would have
   overwritten. `clear_output` takes away what waits of its cell; an update of a display takes
   away the update before it.
 - When more text of one cell waits than is allowed, only its head and its tail stay, and one
-  note in between says how much went. Of an interrupted cell much less stays, and no head.
+  notice in between says how much went. Of an interrupted cell much less stays, and no head.
 - Results, displays, errors, replies, statuses and comms are never held back.
 
-What a terminal would have overwritten is left out; what is seen at the end stays.
-
-House rules of this file:
+House rules of the terminal text: what a terminal would have overwritten is left out; what a person
+sees at the end stays.
 
 - `\r` goes back to the line's first column, `\b` back by one, and what is written there covers
   what was there. Terminals and notebooks agree on no more than that, so no more is used.
-- A line is a row of strokes with `\r` between them. A stroke that a later one covers leaves no
+- A line is a list of segments with `\r` between them. One that a later one covers leaves no
   trace, so it goes. Nothing is ever rewritten: whatever stays was printed just so.
-- Where a text begins is not known: its first stroke stands in some column, and stays.
-- Colours have a width for one and none for the other, so a stroke counts as covered only if
-  both say so, and only if colours are off before and after it. Any other control character is
-  a wall.
+- Where a text begins is not known: its first segment stands in some column, and stays.
+- A colour's escape sequence has characters (for a notebook) and no columns (for a terminal), so a
+  segment counts as covered only if it is by both counts, and only if colours are off before and
+  after it. Nothing is covered across any other control character.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ import json
 import re
 import unicodedata
 from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,10 +55,10 @@ TAIL = 8  # the part of what is allowed that stays when it was too much
 JOINED = 64 * 1024  # bytes: a text this large is not made larger
 FULL = 2  # times what one cell may have waiting, all cells together
 MOST_ITEMS = 20_000
-MOST_HELD = 2**63  # bytes: what says more is no note of ours
+MOST_HELD = 2**63  # bytes: what says more is no notice of ours
 CELLS_REMEMBERED = 50  # that were interrupted
 COMM_TYPES = frozenset({"comm_open", "comm_msg", "comm_close"})
-HELD_BACK = "remoter_held_back"  # in the metadata of a note: bytes
+HELD_BACK = "remoter_held_back"  # in the metadata of a notice: bytes
 
 _COLOUR = re.compile(r"\x1b\[([0-9;]*)m")
 _RESET = frozenset({"", "0", "00"})
@@ -77,49 +77,32 @@ class OutputKind(Enum):
     UPDATE = "update"  # goes when the same display is updated again
 
 
+@dataclass(eq=False)  # one that is equal to another one is still not that one
 class BacklogItem:
-    """One thing that waits."""
+    """One item that waits; `payload` is whatever the owner of the backlog wants back."""
 
-    __slots__ = (
-        "cell",
-        "held_back",
-        "is_gone",
-        "kind",
-        "name",
-        "number",
-        "parts",
-        "payload",
-        "size",
-        "texts",
-    )
-
-    def __init__(self, number: int, payload: Any) -> None:
-        """Remember it; `payload` is whatever the one who asks wants back."""
-        self.number = number
-        self.payload = payload
-        self.kind = OutputKind.OTHER
-        self.cell: CellBacklog | None = None
-        self.is_gone = False  # given out, or left out
-        self.name = ""
-        self.parts: Sequence[Bytes] = ()
-        self.texts: list[str] = []
-        self.size = 0  # bytes of text
-        self.held_back = 0  # bytes of text that were held back out of it
+    number: int
+    payload: Any
+    kind: OutputKind = OutputKind.OTHER
+    cell: CellBacklog | None = None
+    is_gone: bool = False  # given out, or left out
+    name: str = ""  # of the stream, or of the display
+    parts: Sequence[Bytes] = ()
+    texts: list[str] = field(default_factory=list)  # joined only when it is given out
+    size: int = 0  # bytes of text
+    held_back: int = 0  # bytes of text that were held back out of it
 
 
+@dataclass(eq=False)
 class CellBacklog:
-    """What waits of one cell."""
+    """What waits of one cell; `key` is the request's id."""
 
-    def __init__(self, key: str) -> None:
-        """Remember whose; `key` is the request's id."""
-        self.key = key
-        self.size = 0  # bytes of text
-        self.texts: deque[BacklogItem] = deque()
-        self.clearable: deque[BacklogItem] = deque()
-        self.notice: BacklogItem | None = None
-        self.clears_next: BacklogItem | None = (
-            None  # a `clear_output` that waits for the next output
-        )
+    key: str
+    size: int = 0  # bytes of text
+    texts: deque[BacklogItem] = field(default_factory=deque)
+    clearable: deque[BacklogItem] = field(default_factory=deque)
+    notice: BacklogItem | None = None
+    clears_next: BacklogItem | None = None  # a `clear_output` that waits for the next output
 
 
 class Coalesced(NamedTuple):
@@ -131,10 +114,10 @@ class Coalesced(NamedTuple):
 
 
 class OutputBacklog:
-    """A queue for one listener."""
+    """A queue for one receiver."""
 
     def __init__(self, most: int = BACKLOG_LIMIT, session: str = "") -> None:
-        """Remember how much may wait, in bytes, and whose it is."""
+        """`most`: bytes of one cell's text that may wait; `session`: its id, for the notice."""
         self.most = most
         self.session = session
         self._items: deque[BacklogItem] = deque()
@@ -142,7 +125,7 @@ class OutputBacklog:
         self._updates: dict[str, BacklogItem] = {}
         self._interrupted: dict[str, None] = {}
         self._size = 0  # bytes of text, of all cells
-        self._skipped = 0  # the last number that was left out
+        self._skipped = 0  # the last number that was left out: a notice may stand for it
 
     def __len__(self) -> int:
         """Count what waits, with what will be left out."""
@@ -160,7 +143,7 @@ class OutputBacklog:
             try:
                 self._classify(item, parts)
             except messages.ODD:
-                item = BacklogItem(number, payload)  # whoever gets it may make more of it
+                item = BacklogItem(number, payload)  # as it is: its receiver may understand it
         if item.kind is OutputKind.TEXT and self._join(item):
             return
         self._items.append(item)
@@ -185,7 +168,7 @@ class OutputBacklog:
         item = items.popleft()
         parts = self._take_out(item)
         self._skip_dropped()
-        if item.kind is OutputKind.NOTICE:  # those after it are what it stands for
+        if item.kind is OutputKind.NOTICE:  # it stands for those behind it, too
             item.number = max(item.number, self._skipped)
         return Coalesced(item.number, parts, item.payload)
 
@@ -222,6 +205,7 @@ class OutputBacklog:
         held = _held_in(parts)
         self._on_output(cell)
         name, text = content.get("name"), content.get("text")
+        # With more fields, or with buffers, joined texts would lose something.
         if len(content) != 2 or not isinstance(text, str) or len(parts) != CONTENT + 1:  # noqa: PLR2004 - name and text
             return
         item.cell, item.name, item.parts, item.texts = cell, str(name), parts, [text]
@@ -248,16 +232,15 @@ class OutputBacklog:
         clear, cell.clears_next = cell.clears_next, None
         if clear is None:
             return
+        is_waiting = bool(cell.clearable) and cell.clearable[-1] is clear
         for item in cell.clearable:
             if item is not clear:
                 self._drop(item)
-        is_here = bool(cell.clearable) and cell.clearable[-1] is clear
-        cell.clearable.clear()
-        if is_here:
-            cell.clearable.append(clear)
+        # A later `clear_output` makes this one needless, too.
+        cell.clearable = deque([clear] if is_waiting else ())
 
     def _stop_clearing(self) -> None:
-        """Let nothing that waits be cleared any more: a widget may catch what comes now."""
+        """Let nothing that waits be cleared any more: an Output widget may capture what follows."""
         for cell in self._cells.values():
             cell.clearable.clear()
             cell.clears_next = None
@@ -265,8 +248,7 @@ class OutputBacklog:
     def _update_display(self, item: BacklogItem, display: str) -> None:
         if not display:
             return
-        before = self._updates.get(display)
-        if before:
+        if before := self._updates.get(display):
             self._drop(before)
         item.kind, item.name = OutputKind.UPDATE, display
         self._updates[display] = item
@@ -287,12 +269,14 @@ class OutputBacklog:
         """Let old text of a cell go if too much waits, and say so in its place."""
         is_cut = cell.key in self._interrupted
         most = min(self.most, INTERRUPTED_LIMIT) if is_cut else self.most
-        texts, note = cell.texts, cell.notice
+        texts, notice = cell.texts, cell.notice
         if cell.size <= most:
             return
         tail = most // 2 if is_cut else most // TAIL
-        # What comes first stays, as the head, unless it is the tail of what went before.
-        has_head = not is_cut and len(texts) > 1 and not (note and note.number < texts[0].number)
+        # The first text stays, as the head, unless it is the tail of what went before.
+        has_head = (
+            not is_cut and len(texts) > 1 and not (notice and notice.number < texts[0].number)
+        )
         first = int(has_head)
         while cell.size > tail and len(texts) > first + 1:
             oldest = texts[first]
@@ -309,10 +293,10 @@ class OutputBacklog:
             self._shorten(cell, texts[-1], tail)
 
     def _shorten(self, cell: CellBacklog, item: BacklogItem, tail: int) -> None:
-        """Cut one message that is too large by itself; the note has no other place than in it."""
+        """Cut one message that is too large by itself; without a notice it gets its own in it."""
         text = "".join(item.texts)
         end = text[-tail:]
-        end = end[end.find("\n") + 1 :]
+        end = end[end.find("\n") + 1 :]  # from the begin of a line, if there is one
         held = item.size - _bytes(end)
         if cell.notice:
             cell.notice.size += held
@@ -336,7 +320,7 @@ class OutputBacklog:
         last.number, last.parts, last.payload = item.number, item.parts, None
         last.texts += item.texts
         before, last.size = last.size, last.size + item.size
-        if last.size >= JOINED:
+        if last.size >= JOINED:  # a progress bar is a few bytes by then, and may grow on
             _collapse(last)
         self._add_size(cell, last.size - before)
         self._drop_old_text(cell)
@@ -355,7 +339,7 @@ class OutputBacklog:
             self._skipped = items.popleft().number
 
     def _take_out(self, item: BacklogItem) -> list[Bytes] | None:
-        """Take an item out of all books; return its parts if they are not what they were."""
+        """Take an item out of all lists; return its parts if they are not what they were."""
         item.is_gone = True
         if item.kind is OutputKind.UPDATE:
             del self._updates[item.name]
@@ -395,7 +379,7 @@ def _compose(item: BacklogItem, name: str, text: str, held: int = 0) -> list[Byt
     content = {"name": name, "text": text}
     try:
         parts[CONTENT] = json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a pair: only JSON's own escapes can say that
+    except UnicodeEncodeError:  # half of a surrogate pair: only JSON's own escapes have that
         parts[CONTENT] = json.dumps(content).encode()
     if held:
         parts[METADATA] = json.dumps({HELD_BACK: held}).encode()
@@ -412,9 +396,9 @@ def _held_back_notice(size: int, session: str) -> str:
 
 
 def _held_in(parts: Sequence[Bytes]) -> int:
-    """Return how much text a note says was held back; 0: it is no note."""
-    is_note = HELD_BACK.encode() in bytes(parts[METADATA])
-    held = header_of(parts[METADATA]).get(HELD_BACK) if is_note else 0
+    """Return how much text a notice says was held back; 0: it is no notice."""
+    is_notice = HELD_BACK.encode() in bytes(parts[METADATA])  # without reading JSON: most are not
+    held = header_of(parts[METADATA]).get(HELD_BACK) if is_notice else 0
     return held if isinstance(held, int) and 0 < held < MOST_HELD else 0
 
 
@@ -446,27 +430,27 @@ def collapse(text: str) -> str:
 
 def _collapse_line(line: str, *, is_first: bool, is_plain: bool) -> tuple[str, bool]:
     """Collapse one line; `is_plain`: no colour is on where it begins, and then where it ends."""
-    kept: list[tuple[str, int]] = []  # strokes that may still be covered, and their widths
-    done: list[str] = []  # strokes that stay
-    for number, said in enumerate(line.split("\r")):
-        stroke = _apply_backspaces(said)
-        width = _segment_width(stroke)
-        while kept and width >= kept[-1][1] and len(stroke) >= len(kept[-1][0]):
+    kept: list[tuple[str, int]] = []  # segments that may still be covered, and their widths
+    done: list[str] = []  # segments that stay
+    for number, text in enumerate(line.split("\r")):
+        segment = _apply_backspaces(text)
+        width = _segment_width(segment)
+        while kept and width >= kept[-1][1] and len(segment) >= len(kept[-1][0]):
             kept.pop()
-        kept.append((stroke, width))
-        was_plain, is_plain = is_plain, _is_plain_after(stroke, is_plain=is_plain)
-        leaves_colour = "\x1b" in stroke and not (was_plain and is_plain)
+        kept.append((segment, width))
+        was_plain, is_plain = is_plain, _is_plain_after(segment, is_plain=is_plain)
+        leaves_colour = "\x1b" in segment and not (was_plain and is_plain)
         if width < 0 or leaves_colour or (number == 0 and is_first):
             done += [earlier for earlier, _ in kept]
             kept = []
-    return "\r".join(done + [stroke for stroke, _ in kept]), is_plain
+    return "\r".join(done + [segment for segment, _ in kept]), is_plain
 
 
-def _segment_width(stroke: str) -> int:
-    """Count the columns of a stroke; -1 if it does more than fill columns."""
-    if stroke.isascii() and stroke.isprintable():
-        return len(stroke)
-    bare = _COLOUR.sub("", stroke)
+def _segment_width(segment: str) -> int:
+    """Count the columns of a segment; -1 if it does more than fill columns."""
+    if segment.isascii() and segment.isprintable():
+        return len(segment)
+    bare = _COLOUR.sub("", segment)
     if _BREAK.search(bare):
         return -1
     return sum(map(_columns, bare))
@@ -478,25 +462,23 @@ def _columns(sign: str) -> int:
     return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
 
 
-def _is_plain_after(stroke: str, *, is_plain: bool) -> bool:
-    """Is no colour on after a stroke, as far as can be known?"""
-    colours = _COLOUR.findall(stroke) if "\x1b" in stroke else ()
+def _is_plain_after(segment: str, *, is_plain: bool) -> bool:
+    """Is no colour on after a segment, as far as can be known?"""
+    colours = _COLOUR.findall(segment) if "\x1b" in segment else ()
     return colours[-1] in _RESET if colours else is_plain
 
 
-def _apply_backspaces(stroke: str) -> str:
-    r"""Leave out what `\b` goes back to and the same stroke covers: `a\bb` is `b`."""
-    if "\b" not in stroke:
-        return stroke
-    before, *rest = _BACK.split(stroke)
+def _apply_backspaces(segment: str) -> str:
+    r"""Leave out what `\b` goes back to and the same segment covers: `a\bb` is `b`."""
+    if "\b" not in segment:
+        return segment
+    before, *rest = _BACK.split(segment)
     for back, after in zip(rest[::2], rest[1::2]):
         size = len(back)
         left, right = before[-size:], after[:size]
-        if (
-            len(left) == size == len(right)
-            and (left + right).isascii()
-            and (left + right).isprintable()
-        ):
+        is_covered = len(left) == size == len(right)
+        # One column each: over a wide or a combining character, terminals go back differently.
+        if is_covered and (left + right).isascii() and (left + right).isprintable():
             before = before[:-size] + after
         else:
             before += back + after

@@ -1,7 +1,7 @@
-"""One thread that waits: for sockets, for the clock, for word from other threads.
+"""An event loop for one thread: sockets, timers, calls from other threads.
 
-A poll loop of our own instead of asyncio: a ZeroMQ socket under asyncio costs more per
-message than all that this program does with the message.
+Our own instead of asyncio: a ZeroMQ socket under asyncio costs more per message than all that
+this program does with the message.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ Call = Callable[[], None]
 _log = logging.getLogger(__name__)
 
 
-def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
-    """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn.
+def ignore(*_args: object) -> None:
+    """Do nothing: what a call-back does until somebody sets another one."""
 
-    Asking first is cheaper than an exception at the end of what is mostly one message.
-    """
+
+def messages(handle: zmq.Socket[bytes], most: int = 200) -> Iterator[list[bytes]]:
+    """Yield what waits on a ZeroMQ socket; after `most` of them others get their turn."""
+    # To ask first is cheaper than an exception at the end of what is mostly one message.
     for _ in range(most):
         if handle.closed or not int(handle.get(zmq.EVENTS)) & zmq.POLLIN:
             return
@@ -42,7 +44,7 @@ class Timer:
     __slots__ = ("call", "due")
 
     def __init__(self, due: float, call: Call) -> None:
-        """Remember when (seconds on the monotonic clock) and what."""
+        """`due` is in seconds on the monotonic clock."""
         self.due = due
         self.call: Call | None = call
 
@@ -52,20 +54,19 @@ class Timer:
 
 
 class Reactor:
-    """A poll loop. All but `call` belongs to the thread that runs it."""
+    """The loop. All but `call_soon_threadsafe` belongs to the thread that runs it."""
 
     def __init__(self) -> None:
-        """Remember; nothing waits before `run`."""
         self._poller = zmq.Poller()
         self._handlers: dict[Any, Call] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        self._order = itertools.count()
+        self._order = itertools.count()  # for timers that are due at the same time
         self._calls: deque[Call] = deque()
         self._wakeup_in, self._wakeup_out = socket.socketpair()
         self._wakeup_in.setblocking(False)
         self._wakeup_out.setblocking(False)
         self._is_running = False
-        self.after_pass: Call = lambda: None  # made once after each round of call-backs
+        self.after_pass: Call | None = None  # called once after each round of call-backs
         self.on_bug: Callable[[Exception], None] = _raise_bug
         self.add_reader(self._wakeup_in, self._on_wakeup)
 
@@ -88,15 +89,19 @@ class Reactor:
     def call_soon_threadsafe(self, call: Call) -> None:
         """Have a call made in the reactor's thread; from any thread."""
         self._calls.append(call)
-        # Full: it will wake up anyway. Closed: nobody is there to hear.
+        # Full: it will wake up anyway. Closed: the loop has ended.
         with contextlib.suppress(OSError):
             self._wakeup_out.send(b"!")
+
+    def call_without_wakeup(self, call: Call) -> None:
+        """Have a call made in the reactor's thread with the next pass; from any thread."""
+        self._calls.append(call)
 
     def wake_on_signals(self) -> None:
         """Wake up for signals; for the main thread's reactor alone.
 
-        Without this, one that comes while ZeroMQ is at work in its poll is not noticed before
-        something else happens.
+        Python runs a signal's handler between two instructions of its own: without this, it waits
+        until zmq_poll returns for another reason.
         """
         signal.set_wakeup_fd(self._wakeup_out.fileno(), warn_on_full_buffer=False)
 
@@ -119,38 +124,44 @@ class Reactor:
         self._is_running = False
 
     def close(self) -> None:
-        """Give back the sockets that wake it."""
+        """Close the sockets that wake it."""
         self._wakeup_in.close()
         self._wakeup_out.close()
 
     def _one_pass(self) -> None:
+        for call in self._due_calls():
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001, PERF203 - one bad call must not end all others
+                _log.error("A call failed; the others go on.", exc_info=error)
+                self.on_bug(error)
+
+    def _due_calls(self) -> Iterator[Call]:
+        """Wait, then yield the calls of one pass; each sees what those before it have changed."""
         for source, _ in self._poller.poll(self._timeout()):
-            handler = self._handlers.get(_source_key(source))
+            # Looked up only now: a call before this one may have closed the socket. The poller
+            # gives back what `_source_key` makes of a source.
+            handler = self._handlers.get(source)
             if handler:
-                self._run_callback(handler)
+                yield handler
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call:
-                self._run_callback(timer.call)
-        for _ in range(len(self._calls)):
-            self._run_callback(self._calls.popleft())
-        self._run_callback(self.after_pass)
-
-    def _run_callback(self, call: Call) -> None:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - one bad call must not end all others
-            _log.error("A call failed; the others go on.", exc_info=error)
-            self.on_bug(error)
+                yield timer.call
+        for _ in range(len(self._calls)):  # what these calls add has its turn in the next pass
+            yield self._calls.popleft()
+        if self.after_pass:
+            yield self.after_pass
 
     def _timeout(self) -> int | None:
         if self._calls:
             return 0
-        while self._timers and self._timers[0][2].call is None:
+        while self._timers and self._timers[0][2].call is None:  # cancelled: wake up for none
             heapq.heappop(self._timers)
         if not self._timers:
             return None
+        # Rounded up: a poll that ends before the timer is due would be one for nothing.
         return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
 
     def _on_wakeup(self) -> None:

@@ -3,20 +3,21 @@
     RECEIVED → HELD → QUEUED → SENT → ACCEPTED → RUNNING → REPLIED → DONE
                                                            FAILED, CANCELLED
 
-The proxy's stages: HELD waits here for its turn, a login or the kernel's readiness; QUEUED is in
-the link's outbox; SENT has left this side; ACCEPTED is in the evaluator's journal; RUNNING was
-heard to be busy; REPLIED has its reply, and its idle is still to come.
+The proxy's stages: HELD waits in the proxy for its turn, a login or the kernel's readiness; QUEUED
+is in the link's outbox; SENT has left by a connection; ACCEPTED is in the evaluator's journal;
+RUNNING: its `busy` has come; REPLIED has its reply, and its `idle` is still to come.
 
 The evaluator's: RECEIVED is being written to the journal; HELD is written and waits for the
 kernel; QUEUED is written and next; SENT was given to the kernel. It knows no ACCEPTED.
 
 A stage only grows. Reply and idle come by two sockets and so in either order: a request is DONE
-when both were heard. A kernel is at one request of its main shell at a time: where the next one
-begins, the one before has said all that it ever will.
+when both have come. A kernel works on one request of its main shell at a time: where the next one
+begins, the kernel has sent all that belongs to the one before.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass, field
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 EXECUTE = "execute_request"
 BUSY, IDLE = "busy", "idle"
 NO_REPLY = "the kernel gave no reply"
-MOST_ON_CONTROL = 1000  # requests that a kernel has not answered: some kernels answer few there
+MOST_ON_CONTROL = 1000  # unanswered requests that are kept: some kernels answer few there
 MOST_ENDED = 1000  # requests that are over and whose ids are still known
-BUSY_WITHIN = 1.0  # seconds from a reply until all that was published before it is heard
+BUSY_WITHIN = 1.0  # seconds from a reply until all has come that was published before it
 ABORTED_WITHIN = 256  # bytes of the content of a reply that says no more than `aborted`
 MOST_ROWS = 100  # requests that are described
 LONGEST_WORD = 64  # characters of an id or a type, in a description
@@ -62,24 +63,28 @@ class Stage(IntEnum):
     CANCELLED = 9
 
 
+ENDS = (Stage.DONE, Stage.FAILED, Stage.CANCELLED)
+OUTGOING = (Stage.HELD, Stage.QUEUED, Stage.SENT)  # a new request for the remote goes to one first
+
+
 @dataclass(eq=False)
 class Request:
-    """A message that somebody sent to the kernel."""
+    """A message to the kernel, of a client or of the proxy itself."""
 
     channel: Channel
     parts: Sequence[Bytes]
     header: dict[str, Any]
-    client: bytes = b""  # the proxy that sent it, as the evaluator knows it
-    identities: list[bytes] = field(default_factory=list)  # Jupyter's client, as ZeroMQ knows it
-    number: int = 0  # in the link's outbox
+    client: bytes = b""  # the id of the proxy that sent it; the evaluator alone needs that
+    identities: list[bytes] = field(default_factory=list)  # ZeroMQ's, of Jupyter's client
+    number: int = 0  # in the link's outbox; 0: it was not put there
     stage: Stage = Stage.RECEIVED
     why: str = ""  # the reason of the last move
     since: float = 0.0  # when that was, on the monotonic clock
-    states: set[str] = field(default_factory=set)  # which of busy and idle clients have heard
-    states_from_kernel: set[str] = field(default_factory=set)  # which of them the kernel has said
-    is_here: bool = False  # is it answered, or does it run, on the proxy's side?
-    is_held: bool = False  # does the journal say that it was not given to the kernel at once?
-    is_released: bool = False  # is it being written that it will be?
+    # Which of busy and idle clients were sent, and which of them came from the kernel: the proxy
+    # sends a busy early, and the evaluator answers in the place of a kernel that has died.
+    states: set[str] = field(default_factory=set)
+    states_from_kernel: set[str] = field(default_factory=set)
+    is_here: bool = False  # does the proxy answer it, or a kernel beside the proxy run it?
 
     @cached_property
     def id(self) -> str:
@@ -96,32 +101,32 @@ class Request:
         """The content, read once; a `ProtocolError` if it is no JSON object."""
         return content_of(self.parts)
 
-    @property
+    @cached_property
     def expects_reply(self) -> bool:
-        """Does the protocol have a reply to it?"""
+        """Does Jupyter's protocol have a reply to it?"""
         return self.channel is not Channel.STDIN and self.type not in COMM_TYPES
 
-    @property
+    @cached_property
     def is_cell(self) -> bool:
         """Does it run code?"""
         return self.type == EXECUTE
 
     @property
     def stops_on_error(self) -> bool:
-        """Is it called off where a cell before it fails?"""
+        """Is it cancelled when a cell before it fails?"""
         try:
             return bool(self.content.get("stop_on_error", True))
         except ProtocolError:
-            return True
+            return True  # Jupyter's default
 
-    @property
+    @cached_property
     def is_in_turn(self) -> bool:
-        """Does it wait for those before it? One in a subshell, or on control, does not."""
+        """Does it wait for those before it? One in a subshell (JEP 91), or on control, does not."""
         return self.channel is Channel.SHELL and not self.header.get("subshell_id")
 
     @property
     def is_idle(self) -> bool:
-        """Was its idle heard?"""
+        """Were clients sent its idle?"""
         return IDLE in self.states
 
     @property
@@ -136,9 +141,9 @@ class Request:
 
 
 class StateChange(NamedTuple):
-    """What a state tells."""
+    """What a busy or an idle tells."""
 
-    is_new: bool  # was it not heard before?
+    is_new: bool  # False: clients know it, and take a second idle for that of a later cell
     finished_before: list[Request]  # have their reply, and their idle will not come any more
 
 
@@ -146,24 +151,25 @@ Observer = Callable[[Request, Stage], None]
 
 
 class Requests:
-    """The one table. Whatever becomes of a request becomes of it in `move`."""
+    """The one table of requests. `move` alone changes a stage."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.observers: list[Observer] = []  # called with a request and the stage that it left
+        self._observers: dict[Stage, list[Observer]] = {stage: [] for stage in Stage}
         self.is_logged = True
         self.moves = 0  # how often a request changed its stage
         self._clock = clock
         self._active_at = clock()
+        # Dicts without values are ordered sets: to take one out costs the same wherever it stands.
         self._open: dict[Request, None] = {}  # all that are not over, in the order of coming
         self._by_id: dict[str, list[Request]] = {}  # the same; a client may use an id twice
         self._cells: dict[Request, None] = {}  # those that run code
         self._at_kernel: dict[Request, None] = {}  # those on shell that the kernel was given
         self._on_control: dict[Request, None] = {}  # those on control that it was given
-        self._ended: dict[str, set[str]] = {}  # what was heard of those that are over, by id
+        self._ended: dict[str, set[str]] = {}  # the `states` of those that are over, by id
 
     def __iter__(self) -> Iterator[Request]:
         """Go through all that are not over, in the order in which they came."""
-        return iter(list(self._open))
+        return iter(list(self._open))  # a copy: whoever goes through them moves them
 
     def __len__(self) -> int:
         return len(self._open)
@@ -185,7 +191,10 @@ class Requests:
     def get(self, name: str) -> Request | None:
         """Return the request with this id; of several the first that lacks its reply."""
         found = self._by_id.get(name, ())
-        return next((each for each in found if each.is_open), found[0] if found else None)
+        # Stages are compared here, and below, and not asked by a property: this is done several
+        # times for every message, and a call of Python costs more than the comparison.
+        unanswered = (each for each in found if each.stage < Stage.REPLIED)
+        return next(unanswered, found[0] if found else None)
 
     def move(self, request: Request, stage: Stage, why: str = "") -> bool:
         """Put a request into a later stage; False: it is there, or beyond it, already.
@@ -193,6 +202,7 @@ class Requests:
         Nothing else changes a stage. What is over is forgotten.
         """
         before = request.stage
+        # A late busy or reply of what was answered in its place changes nothing any more.
         if stage <= before or request not in self._open:
             return False
         request.stage, request.why = stage, why
@@ -200,15 +210,24 @@ class Requests:
         self.moves += 1
         if self.is_logged and _log.isEnabledFor(logging.INFO):
             reason = f", {why}" if why else ""
+            # A client may send ids and types of any length.
             name = request.id[:LONGEST_WORD], request.type[:LONGEST_WORD]
             _log.info("request %s (%s): %s -> %s%s", *name, before.name, stage.name, reason)
-        if request.is_over:
+        if stage >= Stage.DONE:
             self._forget(request)
         elif stage >= Stage.SENT:
             self._on_sent(request)
-        for observe in self.observers:
-            observe(request, before)
+        for observer in self._observers[stage]:
+            observer(request, before)
         return True
+
+    def observe(self, observer: Observer, *stages: Stage) -> None:
+        """Call `observer` with each request that reaches one of these stages, and the one it left.
+
+        Without stages: with each move.
+        """
+        for stage in stages or Stage:
+            self._observers[stage].append(observer)
 
     def mark_activity(self) -> None:
         """Note that something is going on."""
@@ -218,13 +237,13 @@ class Requests:
         """Return for how many seconds nothing has been going on."""
         return self._clock() - self._active_at
 
-    # What is heard of the kernel --------------------------------------------------------
+    # What the kernel sends --------------------------------------------------------------
 
     def on_state(self, name: str, state: str, *, least: Stage = Stage.RECEIVED) -> StateChange:
-        """Hear that the kernel begins with a request ("busy"), or is done with it ("idle").
+        """Note that the kernel begins with a request ("busy"), or is done with it ("idle").
 
-        Each comes once. What is over because this side said so may still be at its kernel,
-        which then says it once more. `least`: it cannot be at what has not come as far as this.
+        Each comes once. A request that was answered in the kernel's place may still be at its
+        kernel, which then sends both once more. `least`: the stage below which it cannot be.
         """
         found = self._by_id.get(name, ())
         unheard = (each for each in found if state not in each.states_from_kernel)
@@ -236,7 +255,11 @@ class Requests:
         request.states_from_kernel.add(state)
         passed: list[Request] = []
         if state == BUSY:
-            passed = self._finished_by(request)
+            passed = [
+                each
+                for each in self._given_before(request)
+                if each.stage is Stage.REPLIED or not each.expects_reply
+            ]
             self.move(request, Stage.RUNNING, "busy")
             for each in passed:
                 self.move(each, Stage.DONE, "the kernel is at the next one")
@@ -245,9 +268,9 @@ class Requests:
         return StateChange(is_new, finished_before=[each for each in passed if not each.is_idle])
 
     def on_local_state(self, name: str, state: str) -> bool:
-        """Note that this side says a state in the kernel's place; False: clients know it already.
+        """Note that a state is sent in the kernel's place; False: clients know it already.
 
-        The kernel may say it later: then it is not new.
+        The kernel may send it later: then it is not new.
         """
         found = self._by_id.get(name, ())
         request = next((each for each in found if state not in each.states), None)
@@ -261,15 +284,16 @@ class Requests:
     def on_reply(
         self, name: str, *, has_idle: bool = True, is_from_kernel: bool = False
     ) -> Request | None:
-        """Hear the reply to a request, and return that; None: nobody waits for it.
+        """Note the reply to a request, and return that; None: nobody waits for it.
 
-        `has_idle`: is an idle to be expected? `is_from_kernel`: it comes straight from there, so
-        that no evaluator can have answered in its place what was not its turn yet.
+        `has_idle`: is an idle to be expected? `is_from_kernel`: the reply comes straight from the
+        kernel, so that no evaluator can have answered, out of turn, in its place.
         """
         request = self.get(name)
-        if request is None or not request.is_open:
+        if request is None or request.stage >= Stage.REPLIED:
             return None
-        is_awaited = request.channel is Channel.SHELL and has_idle and not request.is_idle
+        is_idle = IDLE in request.states
+        is_awaited = request.channel is Channel.SHELL and has_idle and not is_idle
         unanswered = self.unanswered_before(request, is_from_kernel=is_from_kernel)
         self.move(request, Stage.REPLIED if is_awaited else Stage.DONE, "reply")
         for each in unanswered:
@@ -288,7 +312,10 @@ class Requests:
         return [request for request in self._open if request.stage in stages]
 
     def each_cell(self) -> Iterator[Request]:
-        """Go through the cells without a reply, in the order in which they came; nothing moves."""
+        """Go through the cells without a reply, in the order in which they came.
+
+        Without a copy: whoever goes through them must not move any.
+        """
         return (cell for cell in self._cells if cell.is_open)
 
     def cells(self) -> list[Request]:
@@ -305,11 +332,11 @@ class Requests:
     def is_busy(self) -> bool:
         """Has the kernel anything to do, as far as is known?
 
-        What it is done with and never answers is nothing to do, nor is what asks how it is, nor
-        what it does not even begin with: some kernels pass over what they do not know.
+        Three things do not count: what it is done with and never answers, requests for its
+        state, and what it never begins with: some kernels ignore types that they do not know.
         """
         at_it = (each for each in self._at_kernel if each.is_cell or BUSY in each.states)
-        return any(each.is_open and not each.is_idle for each in at_it)
+        return any(each.stage < Stage.REPLIED and IDLE not in each.states for each in at_it)
 
     def describe(self) -> list[dict[str, Any]]:
         """Describe those that are not over, for people and programs: no content."""
@@ -329,52 +356,44 @@ class Requests:
     def unanswered_before(self, replied: Request, *, is_from_kernel: bool = False) -> list[Request]:
         """List what the kernel was done with before it replied to a later request.
 
-        Replies come by one socket and in order: those will get none. Nor will what it has passed
-        over: not even its busy was heard, which comes by another socket and so perhaps later.
+        Replies come by one socket and in order: those will get none. Nor will one that the kernel
+        ignored: not even its busy has come (by another socket, and so perhaps a little later).
         """
-        unanswered: list[Request] = []
         before = self._clock() - BUSY_WITHIN
-        for each in self._at_kernel if replied.is_in_turn else ():
-            if each is replied:
-                return unanswered
-            is_quiet = not each.is_cell and BUSY not in each.states and each.since < before
-            is_done = each.is_idle or (is_from_kernel and is_quiet)
-            if each.is_in_turn and is_done and each.is_open:
-                unanswered.append(each)
-        return []  # it was not at the kernel, as far as is known
+
+        def is_done(each: Request) -> bool:
+            is_ignored = not each.is_cell and BUSY not in each.states and each.since < before
+            return each.is_idle or (is_from_kernel and is_ignored)
+
+        earlier = self._given_before(replied)
+        return [each for each in earlier if each.stage < Stage.REPLIED and is_done(each)]
 
     # -------------------------------------------------------------------------------------
 
-    def _finished_by(self, request: Request) -> list[Request]:
-        """List what the kernel is done with, as it has begun with a later request."""
+    def _given_before(self, request: Request) -> list[Request]:
+        """List what the kernel got on its main shell before a request, if it got that one."""
         if not request.is_in_turn or request not in self._at_kernel:
             return []
-        passed = []
-        for each in self._at_kernel:
-            if each is request:
-                break
-            is_done = each.stage is Stage.REPLIED or not each.expects_reply
-            if each.is_in_turn and is_done:
-                passed.append(each)
-        return passed
+        earlier = itertools.takewhile(lambda each: each is not request, self._at_kernel)
+        return [each for each in earlier if each.is_in_turn]
 
     def _is_new_of_ended(self, name: str, state: str) -> bool:
-        """Note a state of a request that is over, or of one that nobody here has asked."""
-        heard = self._ended.get(name)
-        if heard is None:
+        """Note a state of a request that is over, or of one that was never in this table."""
+        states = self._ended.get(name)
+        if states is None:
             return name not in self._by_id
-        is_new = state not in heard
-        heard.add(state)
+        is_new = state not in states
+        states.add(state)
         return is_new
 
     def _on_sent(self, request: Request) -> None:
-        if request.is_here:
+        if request.is_here:  # the remote kernel never gets it
             return
         if request.channel is Channel.SHELL:
             self._at_kernel.setdefault(request)
         elif request.channel is Channel.CONTROL:
             self._on_control.setdefault(request)
-            if len(self._on_control) > MOST_ON_CONTROL:
+            if len(self._on_control) > MOST_ON_CONTROL:  # else the table grew without bound
                 self.move(next(iter(self._on_control)), Stage.DONE, NO_REPLY)
 
     def _forget(self, request: Request) -> None:
@@ -385,13 +404,13 @@ class Requests:
         same.remove(request)
         if not same:
             del self._by_id[request.id]
-        self._ended.pop(request.id, None)
+        self._ended.pop(request.id, None)  # so that it stands at the end again
         self._ended[request.id] = request.states
         if len(self._ended) > MOST_ENDED:
             del self._ended[next(iter(self._ended))]
 
 
 def has_idle(reply: Sequence[Bytes]) -> bool:
-    """Does an idle come with this reply? R's kernel gives none to a cell that it calls off."""
+    """Does an idle come with this reply? R's kernel sends none for a cell that it aborts."""
     content = reply[CONTENT]
     return len(content) >= ABORTED_WITHIN or b'"aborted"' not in bytes(content)

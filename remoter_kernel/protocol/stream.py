@@ -1,30 +1,28 @@
-"""Numbers, acknowledgements and credit of one conversation (pure: no I/O, no clock).
+"""Numbers, acknowledgements and credit of one link (pure: no I/O, no clock).
 
-House rules of this file:
+House rules of the stream:
 
-- A conversation outlives wires. A wire is never reused: cut means cut.
-- Each end numbers what it says. Numbers grow inside a lane, and may have gaps: an item
-  names the one before it, so a gap that was meant is told from a loss.
-- *Seen* is what has arrived; *kept* is what would survive this process, or has reached
-  whom it was for. Only what is kept is acknowledged, and only that may be forgotten.
+- A link outlives its connections. No connection is used again: cut means cut.
+- Each end numbers its items. Numbers grow inside a lane, and may have gaps: an item names the
+  one before it, so that the receiver tells a gap that was meant from a loss.
+- *Received* is what has arrived; *acknowledged* is what would survive this process, or has
+  reached its addressee. The other end may forget only what is acknowledged.
 - A large item goes in slices, so that nothing has to wait behind all of it. A slice means
   nothing by itself: after a cut the item begins anew.
-- Credit is an absolute position in the bulk bytes of one wire, so that it may be
-  repeated, delayed or lost. The urgent lane needs none.
+- Credit is an absolute position in the bulk bytes of one connection, so that it may be
+  repeated, delayed or lost (as TCP's window is). The urgent lane needs none.
 - What the other end can make us hold is bounded: in each lane one unfinished item, which has a
-  largest size, and in the bulk lane what was given credit for. Beyond that the wire ends.
-- What the other end may say now is a table; what is not in it ends the wire.
+  largest size, and in the bulk lane what it has credit for. Beyond that the connection ends.
+- What the other end may send now is a table; what is not in it ends the connection.
 
-How many bytes may be on their way to us: measured as it goes (pure: no I/O, no clock).
-
-House rules of this file:
+House rules of the window, which says how many bytes may be in flight to us:
 
 - What the path holds is bandwidth x delay. Twice that keeps it full; more would only be a
-  queue, and whatever is said last would wait behind it.
-- The delay is the shortest round trip of this wire, since all others had a queue in them.
+  queue, and whatever is sent last would wait behind it.
+- The delay is the shortest round trip of this connection, since all others had a queue in them.
 - The bandwidth is the best of the last few rounds; a round is a round trip long, and its rate
-  is the best of any time that long which ended in it. What counts is what has been *kept*: a
-  front that paces its client makes the other end wait.
+  is the best of any time that long which ended in it. What counts is what was *acknowledged*: a
+  proxy that paces its client makes the other end wait.
 - While each round is faster than those before, the window was what limited it.
 - `now` is an argument, in seconds on any clock that only goes forward.
 """
@@ -33,6 +31,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -66,32 +65,31 @@ FULL, SEARCHING = 2, 4  # times what the path seems to hold
 
 
 class Phase(Enum):
-    """How far one wire has come."""
+    """How far one connection has come."""
 
     CLOSED = "closed"
     GREETING = "greeting"
     OPEN = "open"
 
 
-AFTER_GREETING = frozenset(
-    {
-        MessageType.ITEM,
-        MessageType.PART,
-        MessageType.ACK,
-        MessageType.PING,
-        MessageType.PONG,
-        MessageType.BYE,
-    }
-)
+class Ack(Enum):
+    """Whether the other end has to be sent our numbers (see RFC 1122's delayed ACK)."""
+
+    NONE = "none"  # it knows them all
+    DELAYED = "delayed"  # of what has been kept: they can wait for a message to ride on
+    NOW = "now"  # it is likely to run out of credit soon
+
+
+_GREETINGS = frozenset({MessageType.HELLO, MessageType.WELCOME})
 ALLOWED = {
     Phase.CLOSED: frozenset[MessageType](),
-    Phase.GREETING: frozenset({MessageType.HELLO, MessageType.WELCOME, MessageType.BYE}),
-    Phase.OPEN: AFTER_GREETING,
+    Phase.GREETING: _GREETINGS | {MessageType.BYE},
+    Phase.OPEN: frozenset(MessageType) - _GREETINGS,
 }
 
 
 class OutboxEntry(NamedTuple):
-    """Something to say: its number, where it belongs, its bytes, what it overtook."""
+    """An item to send: its number, where it belongs, its bytes, which bulk item it overtook."""
 
     number: int
     channel: Channel
@@ -100,25 +98,24 @@ class OutboxEntry(NamedTuple):
 
 
 class Outbox(Protocol):
-    """Where what was not yet taken is kept."""
+    """Keeps what the other end has not acknowledged."""
 
     def next_after(self, lane: Lane, number: int) -> OutboxEntry | None:
         """Return the first entry of a lane beyond a number."""
 
     def ack(self, lane: Lane, number: int) -> None:
-        """Hear that all entries of a lane up to a number are kept by the other end."""
+        """Note that the other end has acknowledged all entries of a lane up to a number."""
 
 
 class MemoryOutbox:
     """An outbox that lives as long as its process; however much waits, nothing is searched."""
 
     def __init__(self) -> None:
-        """Begin with nothing to say."""
         self.last = 0
-        self.forgotten = dict.fromkeys(Lane, 0)  # up to these the other end has kept all
+        self.forgotten = dict.fromkeys(Lane, 0)  # the other end has acknowledged up to these
         self._last_bulk = 0
         self._entries: dict[int, OutboxEntry] = {}
-        self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # growing
+        self._numbers: dict[Lane, list[int]] = {lane: [] for lane in Lane}  # sorted: they grow
         self._on_acked: dict[int, Callable[[], object]] = {}  # by number
 
     def add(
@@ -126,7 +123,7 @@ class MemoryOutbox:
     ) -> int:
         """Put an entry at the end of its lane and return its number.
 
-        `on_kept` is called once the other end has confirmed to keep it.
+        `on_kept` is called once the other end has acknowledged it.
         """
         self.last += 1
         if on_kept:
@@ -145,12 +142,12 @@ class MemoryOutbox:
         return self._entries[numbers[place]] if place < len(numbers) else None
 
     def ack(self, lane: Lane, number: int) -> None:
-        """Drop what the other end has kept."""
+        """Drop what the other end has acknowledged, and call who waits for that."""
         self.forgotten[lane] = max(self.forgotten[lane], number)
         numbers = self._numbers[lane]
         end = bisect_right(numbers, number)
         gone = numbers[:end]
-        del numbers[:end]
+        del numbers[:end]  # before any call: it may add entries
         for each in gone:
             del self._entries[each]
             on_kept = self._on_acked.pop(each, None)
@@ -158,7 +155,10 @@ class MemoryOutbox:
                 on_kept()
 
     def withdraw(self, number: int) -> bool:
-        """Take an entry out again; return whether it was still there."""
+        """Take an entry out again; return whether it was still there.
+
+        The gap does no harm: the next item names the one that was sent before it.
+        """
         entry = self._entries.pop(number, None)
         if entry is None:
             return False
@@ -172,8 +172,26 @@ class MemoryOutbox:
         return len(self._entries)
 
 
+@dataclass
+class _ConnectionState:
+    """What begins anew with each connection; sizes and positions are in bulk bytes."""
+
+    received_before: dict[Lane, int]  # items beyond these numbers came by this connection
+    partial_out: dict[Lane, tuple[OutboxEntry, int]] = field(default_factory=dict)  # sent up to
+    # Slices of an unfinished item are copied: a view of one would keep its whole frame alive.
+    partial_in: dict[Lane, tuple[int, bytearray]] = field(default_factory=dict)
+    credited_early: dict[int, int] = field(default_factory=dict)  # by item: of its slices
+    sent_bytes: int = 0
+    credit: int = 0  # up to where we may send
+    received_bytes: int = 0
+    acked_bytes: int = 0
+    measured_bytes: int = 0  # of the acknowledged ones, those that the window knows of
+    granted_credit: int = 0  # up to where the other end may send: never taken back
+    last_ack_sent: tuple[int, int, int] = (0, 0, 0)
+
+
 class ReliableStream:
-    """One end of a numbered conversation."""
+    """One end of a link: what is to be sent next, and what to make of what arrives."""
 
     def __init__(
         self,
@@ -182,257 +200,240 @@ class ReliableStream:
         slice_size: int = SLICE,
         most_item: int = MOST_ITEM,
     ) -> None:
-        """Remember where unsaid things are kept; all sizes are in bytes."""
+        """All sizes are in bytes; `most_item` is the largest item that is accepted."""
         self.outbox = outbox
-        self.most_item = most_item  # that is taken from the other end
-        self.window = ReceiveWindow(window)  # bulk bytes that may be on their way to us
+        self.most_item = most_item
+        self.window = ReceiveWindow(window)  # bulk bytes that may be in flight to us
         self.slice_size = slice_size
         self.phase = Phase.CLOSED
         self.received = dict.fromkeys(Lane, 0)
         self.acked = dict.fromkeys(Lane, 0)
-        self._sent = dict.fromkeys(Lane, 0)
+        self._sent = dict.fromkeys(Lane, 0)  # by this connection, or known to have arrived before
         self._ever_sent = dict.fromkeys(Lane, 0)
-        self._partial_out: dict[
-            Lane, tuple[OutboxEntry, int]
-        ] = {}  # what is half said, and how far
-        # What is half heard. Its bytes are copied: a slice would keep its whole frame alive.
-        self._partial_in: dict[Lane, tuple[int, bytearray]] = {}
-        self._received_before = dict.fromkeys(Lane, 0)  # numbers beyond these came on this wire
-        self._credited_early: dict[
-            int, int
-        ] = {}  # bytes of an item's slices that have counted already
-        self._sent_bytes = 0
-        self._credit = 0
-        self._received_bytes = 0
-        self._acked_bytes = 0
-        self._granted_credit = 0  # credit, so far: what was given is never taken back
-        self._last_ack_sent = (0, 0, 0)
+        self._peer_acked = dict.fromkeys(Lane, 0)
+        self._connection = _ConnectionState(dict(self.received))
 
     def begin(self) -> None:
-        """Start over on a new wire."""
+        """Start over on a new connection."""
+        self.close()
         self.phase = Phase.GREETING
-        self._sent_bytes = self._credit = self._received_bytes = self._acked_bytes = (
-            self._granted_credit
-        ) = 0
         self.window.begin()
-        self._last_ack_sent = (0, 0, 0)
-        self._partial_out.clear()
-        self._partial_in.clear()
-        self._credited_early.clear()
-        self._received_before = dict(self.received)
 
     def open(self, peer_received: tuple[int, int]) -> None:
-        """Go on from what the other end has seen: (bulk, urgent)."""
+        """Go on from what the other end has received: (bulk, urgent)."""
         self.phase = Phase.OPEN
-        self._sent = dict(zip(Lane, peer_received))
+        self._sent = dict(zip(Lane, peer_received))  # what was lost on the way is sent again
 
     def close(self) -> None:
-        """End this wire; the conversation goes on with the next one."""
+        """End this connection; the link goes on with the next one."""
         self.phase = Phase.CLOSED
-        for unfinished in (
-            self._partial_out,
-            self._partial_in,
-            self._credited_early,
-        ):  # may be as large as an item
-            unfinished.clear()
+        # Now, and not when the next one begins: unfinished items may be as large as an item.
+        self._connection = _ConnectionState(dict(self.received))
 
     def head(
         self, kind: MessageType, entry: OutboxEntry | None = None, begin: int = 0
     ) -> FrameHeader:
-        """Return a head that carries all our numbers as they are now."""
-        self._last_ack_sent = told = self._ack_numbers()
+        """Return a header that carries all our numbers as they are now."""
+        now = self._connection
+        now.granted_credit = max(now.granted_credit, now.acked_bytes + self.window.size)
+        now.last_ack_sent = (
+            self.acked[Lane.BULK],
+            self.acked[Lane.URGENT],
+            now.granted_credit,
+        )
         if entry is None:
-            return FrameHeader(kind, Channel.EVENT, 0, 0, 0, 0, *told)
-        previous = self._sent[LANE[entry.channel]]
-        return FrameHeader(kind, entry.channel, entry.number, previous, entry.barrier, begin, *told)
+            return FrameHeader(kind, Channel.EVENT, 0, 0, 0, 0, *now.last_ack_sent)
+        item = entry.number, self._sent[LANE[entry.channel]], entry.barrier, begin
+        return FrameHeader(kind, entry.channel, *item, *now.last_ack_sent)
 
     def frames_to_send(self, lanes: tuple[Lane, ...] = BOTH) -> Iterator[tuple[FrameHeader, Bytes]]:
         """Yield what may be sent now: urgent things first, bulk as far as credit goes."""
         if self.phase is not Phase.OPEN:
             return
+        now = self._connection
         for lane in lanes:
-            while lane is Lane.URGENT or self._sent_bytes < self._credit:
-                saying = self._next(lane)
-                if saying is None:
+            # Credit is looked at between slices, so that one may go beyond it, and none is cut.
+            while lane is Lane.URGENT or now.sent_bytes < now.credit:
+                entry, begin = now.partial_out.pop(lane, (None, 0))
+                entry = entry or self.outbox.next_after(lane, self._sent[lane])
+                if entry is None:
                     break
+                end = begin + self.slice_size
+                is_last = end >= len(entry.body)
+                kind = MessageType.ITEM if is_last else MessageType.PART
+                head = self.head(kind, entry, begin)  # before `_sent` moves: it names what it was
+                self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
+                if is_last:
+                    self._sent[lane] = entry.number
+                else:
+                    now.partial_out[lane] = (entry, end)
+                is_whole = is_last and not begin  # nothing need be cut out of it
+                body = entry.body if is_whole else memoryview(entry.body)[begin:end]
                 if lane is Lane.BULK:
-                    self._sent_bytes += len(saying[1])
-                yield saying
-
-    def _next(self, lane: Lane) -> tuple[FrameHeader, Bytes] | None:
-        """Return the next item of a lane, or its next slice."""
-        entry, begin = self._partial_out.pop(lane, (None, 0))
-        entry = entry or self.outbox.next_after(lane, self._sent[lane])
-        if entry is None:
-            return None
-        self._ever_sent[lane] = max(self._ever_sent[lane], entry.number)
-        end = begin + self.slice_size
-        if end < len(entry.body):
-            self._partial_out[lane] = (entry, end)
-            return self.head(MessageType.PART, entry, begin), memoryview(entry.body)[begin:end]
-        head = self.head(MessageType.ITEM, entry, begin)
-        self._sent[lane] = entry.number
-        return head, memoryview(entry.body)[begin:] if begin else entry.body
+                    now.sent_bytes += len(body)
+                yield head, body
 
     @property
     def last_sent(self) -> tuple[int, ...]:
-        """The last numbers that were sent on any wire, ever: (bulk, urgent)."""
+        """The last numbers that were sent by any connection, ever: (bulk, urgent)."""
         return tuple(self._ever_sent.values())
 
     def was_sent(self, lane: Lane, number: int) -> bool:
-        """Was this entry of ours sent on any wire, ever?"""
+        """Was this entry of ours sent by any connection, ever?"""
         return number <= self._ever_sent[lane]
 
     def receive(self, head: FrameHeader, body: Bytes) -> Bytes | None:
-        """Take in a saying; return the body of an item if one is new, and whole."""
+        """Take in a message; return the body of an item if one is new, and whole."""
         if head.type not in ALLOWED[self.phase]:
-            message = f"{head.type.name} came while the wire was {self.phase.value}."
-            raise ProtocolError(message)
-        self._credit = max(self._credit, head.credit)
+            raise ProtocolError(f"{head.type.name} came while the wire was {self.phase.value}.")
+        now = self._connection
+        now.credit = max(now.credit, head.credit)  # an older message may be read after a newer one
         for lane, kept in zip(Lane, (head.acked_bulk, head.acked_urgent)):
-            if kept:
+            if kept > self._peer_acked[lane]:  # every message repeats the numbers
+                self._peer_acked[lane] = kept
                 self.outbox.ack(lane, kept)
         lane = LANE[head.channel]
         is_item = head.type is MessageType.ITEM or head.type is MessageType.PART
         if not is_item or head.number <= self.received[lane]:
             return None
-        if not head.previous <= self.received[lane]:
-            message = (
-                f"Item {head.number} follows {head.previous}, but only "
-                f"{self.received[lane]} has been seen."
-            )
-            raise ProtocolError(message)
-        number, half = self._partial_in.get(lane, (head.number, None))
-        heard = 0 if half is None else len(half)
-        if number != head.number or head.offset > heard:
-            message = (
-                f"Byte {head.offset} of item {head.number} came after "
-                f"byte {heard} of item {number}."
-            )
-            raise ProtocolError(message)
-        if head.offset < heard:
-            return None
-        self._count_received(lane, heard, len(body))
+        number, half = now.partial_in.get(lane, (head.number, None))
+        size_here = 0 if half is None else len(half)
+        self._check_order(head, number, size_here)
+        if head.offset < size_here:
+            return None  # this slice is here
+        self._count_received(lane, size_here, len(body))
         if head.type is MessageType.PART:
             self._add_partial(lane, number, body)
             return None
         self.received[lane] = number
         if half is None:
             return body
-        del self._partial_in[lane]
+        del now.partial_in[lane]
         half += body
-        # From now on it counts as a whole, once it is kept: who keeps nothing gets nothing more.
-        self._acked_bytes -= self._credited_early.pop(number, 0)
+        # From now on it counts as a whole, once it is acknowledged: else an end that keeps
+        # nothing would be sent more and more.
+        now.acked_bytes -= now.credited_early.pop(number, 0)
         return memoryview(half).toreadonly()
+
+    def _check_order(self, head: FrameHeader, number: int, size_here: int) -> None:
+        """Refuse what does not follow what is here: `size_here` bytes of item `number`."""
+        received = self.received[LANE[head.channel]]
+        if head.previous > received:
+            message = (
+                f"Item {head.number} follows {head.previous}, but only {received} has been seen."
+            )
+            raise ProtocolError(message)
+        if number != head.number or head.offset > size_here:
+            message = (
+                f"Byte {head.offset} of item {head.number} came after "
+                f"byte {size_here} of item {number}."
+            )
+            raise ProtocolError(message)
 
     def _add_partial(self, lane: Lane, number: int, body: Bytes) -> None:
         """Put a slice behind those that are here of its item."""
-        _, half = self._partial_in.setdefault(lane, (number, bytearray()))
+        now = self._connection
+        _, half = now.partial_in.setdefault(lane, (number, bytearray()))
         half += body
         if lane is Lane.BULK:
             # Credit for what is held already, or an item larger than it would never end.
-            self._credited_early[number] = self._credited_early.get(number, 0) + len(body)
-            self._acked_bytes += len(body)
+            now.credited_early[number] = now.credited_early.get(number, 0) + len(body)
+            now.acked_bytes += len(body)
 
-    def _count_received(self, lane: Lane, heard: int, size: int) -> None:
-        """Take so many more bytes of an item, of which some were heard: within our bounds."""
-        if heard + size > self.most_item:
+    def _count_received(self, lane: Lane, size_here: int, size: int) -> None:
+        """Take so many more bytes of an item, of which some have come: within our bounds."""
+        now = self._connection
+        if size_here + size > self.most_item:
             most = f"{self.most_item / 1e6:,.0f} MB"
             raise Overrun(f"The other end sent more than {most} as one message.", FRESH)
         if lane is Lane.BULK:
-            # An honest end stops where its credit ends, with one slice beyond it at most. What was
-            # given may be more than it has been told of, and never less.
-            if size and self._received_bytes >= self._granted_credit:
+            # An honest end stops where its credit ends, with one slice beyond it at most. What we
+            # have granted may be more than it has received of that, and never less.
+            if size and now.received_bytes >= now.granted_credit:
                 raise Overrun("The other end sent more than it was given credit for.", FRESH)
-            self._received_bytes += size
+            now.received_bytes += size
 
     def ack(self, lane: Lane, number: int, size: int) -> None:
         """Note that an item and all before it in its lane are kept; `size` is its bytes."""
         self.acked[lane] = max(self.acked[lane], number)
-        if lane is Lane.BULK and number > self._received_before[lane]:
-            self._acked_bytes += size
+        # One that came by an earlier connection has no part in this one's credit.
+        if lane is Lane.BULK and number > self._connection.received_before[lane]:
+            self._connection.acked_bytes += size
 
     @property
     def acked_bytes(self) -> int:
-        """Bulk bytes that this wire has carried here."""
-        return self._acked_bytes
+        """Bulk bytes that this connection has brought and that are kept."""
+        return self._connection.acked_bytes
 
-    def update_window(self, now: float) -> None:
-        """Let the window follow what the path carries; `now` is in seconds."""
-        self.window.on_acked(self._acked_bytes, now)
+    def ack_needed(self, moment: float) -> Ack:
+        """Say whether the other end needs our numbers, and let the window follow the path.
 
-    @property
-    def needs_ack(self) -> bool:
-        """Has anything been kept that the other end has not been told?"""
-        return self.phase is Phase.OPEN and self._last_ack_sent != self._ack_numbers()
-
-    @property
-    def needs_credit(self) -> bool:
-        """Is the other end likely to run out of credit soon?"""
-        more = self._acked_bytes + self.window.size - self._last_ack_sent[2]
-        return self.phase is Phase.OPEN and more > self.window.size // 4
-
-    def _ack_numbers(self) -> tuple[int, int, int]:
-        self._granted_credit = max(self._granted_credit, self._acked_bytes + self.window.size)
-        return (*self.acked.values(), self._granted_credit)  # type: ignore[return-value]
+        `moment` is in seconds.
+        """
+        now = self._connection
+        if now.acked_bytes != now.measured_bytes and self.window.shortest is not None:
+            now.measured_bytes = now.acked_bytes
+            self.window.on_acked(now.acked_bytes, moment)
+        if self.phase is not Phase.OPEN:
+            return Ack.NONE
+        credit = now.acked_bytes + self.window.size
+        if credit - now.last_ack_sent[2] > self.window.size // 4:
+            return Ack.NOW
+        known = (*self.acked.values(), max(now.granted_credit, credit))
+        return Ack.NONE if now.last_ack_sent == known else Ack.DELAYED
 
 
 class ReceiveWindow:
-    """The window of one conversation; the size found on one wire is where the next begins."""
+    """The window of one link; the size found on one connection is where the next begins."""
 
     def __init__(self, size: int = LEAST) -> None:
-        """Remember where to begin, in bytes."""
+        """`size` is where to begin, in bytes."""
         self.size = size
-        self.shortest: float | None = None  # round trip of this wire, in seconds
-        self._rates: deque[float] = deque(maxlen=ROUNDS)  # bytes per second
-        self._fastest = 0.0  # of all rounds of this wire
-        self._flat = 0  # rounds without growth
-        self._round: tuple[float, float] = (0.0, 0.0)  # when it began, and its rate so far
-        self._samples: deque[tuple[float, int]] = deque()  # time and position
+        self.begin()
 
     def begin(self) -> None:
-        """Start over on a new wire: another path, perhaps."""
-        self.shortest = None
-        self._rates.clear()
-        self._fastest = 0.0
-        self._flat = 0
-        self._round = (0.0, 0.0)
-        self._samples.clear()
+        """Start over on a new connection: another path, perhaps."""
+        self.shortest: float | None = None  # round trip, in seconds
+        self._rates: deque[float] = deque(maxlen=ROUNDS)  # bytes per second
+        self._fastest = 0.0  # of all rounds
+        self._flat = 0  # rounds without growth
+        self._round = (0.0, 0.0)  # when it began, and its rate so far
+        self._samples: deque[tuple[float, int]] = deque()  # time and position
 
     def on_round_trip(self, seconds: float) -> None:
-        """Hear how long a round trip took."""
-        self.shortest = min(seconds, self.shortest or seconds)
+        """Note how long a round trip took."""
+        self.shortest = min(seconds, self.shortest or seconds)  # the others had a queue in them
 
     def on_acked(self, position: int, now: float) -> None:
-        """Hear that all bytes of this wire up to a position have been kept."""
-        grains = self._samples
-        before = grains[-1][1] if grains else 0
+        """Note that all bytes of this connection up to a position are acknowledged."""
+        samples = self._samples
+        before = samples[-1][1] if samples else 0
         if self.shortest is None or position == before:
             return
         trip = max(self.shortest, SHORTEST_ROUND)
-        while len(grains) > 1 and grains[1][0] <= now - trip:
-            grains.popleft()
-        since = grains[0][1] if grains else 0
-        if len(grains) > 1 and now - grains[-2][0] < trip / SAMPLES:
-            grains.pop()
-        grains.append((now, position))
+        while len(samples) > 1 and samples[1][0] <= now - trip:
+            samples.popleft()  # the first that stays is the last one before this round trip
+        since = samples[0][1] if samples else 0
+        # One that is close behind the one before it takes its place: memory has a bound.
+        if len(samples) > 1 and now - samples[-2][0] < trip / SAMPLES:
+            samples.pop()
+        samples.append((now, position))
         self._measure(position - since, trip, now)
 
     def _measure(self, size: int, trip: float, now: float) -> None:
         """Take in how many bytes came during one round trip up to now."""
         began, rate = self._round
         if now - began > trip:
-            if rate:
+            if rate:  # rounds without data say nothing of the path
                 self._end_round(rate)
             began, rate = now, 0.0
         if size >= LEAST_COUNTED:
             rate = max(rate, size / trip)
         self._round = (began, rate)
-        best = max(self._rates, default=0.0)
-        if not max(best, rate):
-            return
-        times = SEARCHING if self._flat < FLAT_AFTER else FULL
-        self.size = int(min(MOST, max(LEAST, times * max(best, rate) * trip)))
+        best = max(rate, *self._rates, 0.0)
+        if best:
+            times = SEARCHING if self._flat < FLAT_AFTER else FULL
+            self.size = int(min(MOST, max(LEAST, times * best * trip)))
 
     def _end_round(self, rate: float) -> None:
         self._rates.append(rate)

@@ -1,7 +1,7 @@
-"""Threads that do not die in silence, and one that does what must hold up nobody.
+"""Threads whose errors are logged, and one that does jobs for a loop that must not block.
 
-What goes wrong in a thread that nobody waits for is seen by nobody: whoever counts on it would
-wait for ever. Here it is logged, and handed to who started the thread.
+Nobody sees what goes wrong in a thread that nobody joins: whoever counts on it would wait for
+ever. Here it is logged, and handed to the one that started the thread.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ Result = TypeVar("Result")
 
 
 class ThreadEndedError(BaseException):
-    """A thread without which a process cannot go on has ended; no loop goes on after that."""
+    """A thread without which a process cannot go on has ended.
+
+    No `Exception`: the loop catches those of its calls, and goes on.
+    """
 
 
 def end_loop_with(error: BaseException) -> None:
     """End the loop in which this is called, and with it the process: a thread of it has died."""
-    message = f"A thread ended: {type(error).__name__}: {error}"
-    raise ThreadEndedError(message) from error
+    raise ThreadEndedError(f"A thread ended: {type(error).__name__}: {error}") from error
 
 
 class Thread(threading.Thread):
@@ -42,13 +44,12 @@ class Thread(threading.Thread):
         args: tuple[Any, ...] = (),
         on_error: OnError | None = None,
     ) -> None:
-        """Remember; `start` begins."""
-        super().__init__(name=name, daemon=True)
+        super().__init__(name=name, daemon=True)  # a disk that hangs must not keep the process
         self._do = partial(target, *args)
         self._on_error = on_error
 
     def run(self) -> None:
-        """Do it; whatever goes wrong is told."""
+        """Call the target; whatever goes wrong is logged."""
         try:
             self._do()
         except BaseException as error:  # noqa: BLE001 - nobody else would see it
@@ -58,15 +59,15 @@ class Thread(threading.Thread):
 
 
 class Worker:
-    """Does jobs in a thread of its own, one after the other, for a reactor that must not wait."""
+    """Does jobs in a thread of its own, one after the other, for a reactor that must not block."""
 
     def __init__(self, name: str, call: Callable[[Call], None]) -> None:
-        """Remember; `call` has a call made in the reactor's thread."""
+        """`call` makes a call in the reactor's thread."""
         self._call = call
         self._jobs: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._thread = Thread(self._work, name=name)
-        self._is_started = False
-        self._logged = ""
+        self._is_started = False  # most workers never get a job, and so no thread
+        self._logged = ""  # the last trouble
 
     def submit(
         self,
@@ -74,16 +75,16 @@ class Worker:
         then: Callable[[Result], None] = lambda _result: None,
         on_error: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
-        """Have a job done; the reactor's thread hears what it returned, or raised."""
+        """Do a job; in the reactor's thread `then` gets its result, or `on_error` its error."""
         if not self._is_started:
             self._is_started = True
             self._thread.start()
         self._jobs.put(partial(self._run_job, job, then, on_error))
 
     def close(self, seconds: float | None = None) -> None:
-        """Take no more, and wait (a while, perhaps) for what is to be done yet."""
+        """Take no more jobs, and wait (no longer than `seconds`) for those that are left."""
         if self._is_started:
-            self._jobs.put(None)
+            self._jobs.put(None)  # behind all jobs: they are done first
             self._thread.join(seconds)
 
     def _work(self) -> None:
@@ -98,12 +99,12 @@ class Worker:
     ) -> None:
         try:
             result = job()
-        except OSError as error:  # a disk's trouble: whoever asked knows what it means
+        except OSError as error:  # a disk's trouble: who submitted the job knows what it means
             if str(error) != self._logged:  # not each second again
                 self._logged = str(error)
                 _log.warning("%s: %s", self._thread.name, reason(error))
             self._call(partial(on_error, error))
-        except Exception as error:  # noqa: BLE001 - whoever asked hears it
+        except Exception as error:  # noqa: BLE001 - `on_error` gets it
             _log.exception("%s: %s", self._thread.name, reason(error))
             self._call(partial(on_error, error))
         else:

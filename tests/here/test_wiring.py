@@ -39,10 +39,13 @@ if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
 
 OURS = "remoter_kernel."
-DEFAULTS = {"_raise_refused", "_raise_bug"}  # functions that stand where nobody has been told
+DEFAULTS = {
+    "ignore",
+    "_raise_refused",
+    "_raise_bug",
+}  # functions that stand where nobody has been told
 OF_THE_PROXY = {
     ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
-    ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
 }
 OF_AN_EVALUATOR = {
     ("Listener", "is_seen_exact"): "only where an evaluator before this one has left a journal",
@@ -99,7 +102,6 @@ def test_a_call_back_that_was_forgotten_is_found() -> None:
         ("LinkConnection", "on_item"),
         ("LinkConnection", "on_refused"),
         ("LinkConnection", "on_end"),
-        ("Reactor", "after_pass"),
         ("Reactor", "on_bug"),
     }
     pump.reactor.close()
@@ -165,7 +167,7 @@ def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(signal, name, lambda *_: None)
     monkeypatch.setattr(KernelProcess, "start", lambda _self, **_: None)
     monkeypatch.setattr(reactor, "wake_on_signals", lambda: None)
-    supervisor = Supervisor(reactor, session, journal, door, session_request={}, umask=0o077)
+    supervisor = Supervisor(door, {}, umask=0o077)
     looks = 0
 
     def look() -> None:

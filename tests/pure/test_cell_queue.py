@@ -39,7 +39,7 @@ class Ground:
         self.off = []
         self.may_begin = True
         self.turns = CellQueue(self.requests, lambda: self.may_begin, self.say, self.call_off)
-        self.requests.observers.append(self.turns.on_move)
+        self.requests.observe(self.turns.on_move)
 
     @property
     def there(self):

@@ -21,7 +21,7 @@ class World:
         self.timer = CellTimer(self._publish, lambda: self.traffic, lambda: self.now)
         self.timer.enable(on=True)
         self.requests = Requests()
-        self.requests.observers.append(self.timer.on_move)
+        self.requests.observe(self.timer.on_move)
 
     def _publish(self, kind, content, header):
         self.said.append((kind, content, header["msg_id"]))

@@ -32,6 +32,7 @@ from remoter_kernel.protocol.messages import (
     MessageSigner,
     content_of,
     header_of,
+    read_message,
 )
 from remoter_kernel.protocol.requests import Stage
 from remoter_kernel.protocol.stream import MemoryOutbox, ReliableStream
@@ -100,10 +101,11 @@ class Evaluator:
         )
         session: Any = SimpleNamespace(id="7f3a9c")
         journal: Any = self.disk
+        door.journal = journal
         self.speaker = MessageWriter(journal)
-        self.desk = RequestHandler(session, journal, door, self.speaker)
+        self.desk = RequestHandler(session, door, self.speaker)
         self.desk.kernel_for = self._child
-        self.ear = KernelOutputHandler(journal, door, self.desk, self.speaker, None)
+        self.ear = KernelOutputHandler(self.desk, None)
         self.requests = self.desk.requests
         self.clients = {
             name: Client(name, MemoryOutbox(), ReliableStream(MemoryOutbox()))  # type: ignore[arg-type]
@@ -139,7 +141,8 @@ class Evaluator:
         self.desk.dispatcher.dispatch_waiting()
 
     def hear(self, channel: Channel, kind: str, parent: str, **content: Any) -> None:
-        self.ear.on_message(channel, VOICE.compose(kind, content, {"msg_id": parent}))
+        parts = VOICE.compose(kind, content, {"msg_id": parent})
+        self.ear.on_message(read_message(channel, parts))
 
     def state(self, name: str, state: str) -> None:
         self.hear(Channel.IOPUB, "status", name, execution_state=state)

@@ -65,7 +65,7 @@ def test_a_cell_goes_through_all_its_stages(proxy):
     proxy.be_up()
     proxy.link.is_flowing = False
     stages = []
-    proxy.requests.observers.append(lambda each, _: stages.append(each.stage))
+    proxy.requests.observe(lambda each, _: stages.append(each.stage))
     cell = proxy.run()
     handlers.mark_sent(proxy.kernel._context)
     assert proxy.stages() == {cell: "QUEUED"}
@@ -421,7 +421,7 @@ def test_an_error_of_any_kind_has_a_name(proxy):
     """A stage says which error it was, and not what is in it."""
     proxy.run("SECRET")
     ends = []
-    proxy.requests.observers.append(lambda each, _: ends.append((each.stage, each.why)))
+    proxy.requests.observe(lambda each, _: ends.append((each.stage, each.why)))
     proxy.link.fail(RemoterError("SECRET"))
     assert (Stage.FAILED, "RemoterError") in ends
 

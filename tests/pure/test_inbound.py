@@ -48,7 +48,7 @@ class Side:
         self.talk = ReliableStream(MemoryOutbox())
         self.talk.begin()
         self.talk.open((0, 0))
-        self.talk._granted_credit = 10**9
+        self.talk._connection.granted_credit = 10**9
         self.room = True
         self.flushes = 0
         self.intake = InboundItems(self, self.talk)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_what_cannot_be_taken_in_is_told_and_what_follows_comes_in_order(*, is_p
     assert side.refused == [(Channel.IOPUB, "a bug")] * 2
     assert [str(bug) for bug in side.bugs] == ["a bug"] * 2
     assert side.talk.acked[Lane.BULK] == 12
-    assert side.talk._acked_bytes == size
+    assert side.talk.acked_bytes == size
 
 
 @pytest.mark.parametrize("is_paced", [False, True])
@@ -144,7 +144,7 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     side.intake.on_item(head, pack_parts(said("input_request", {"data": 8})))
     assert [json.loads(each)["data"] for each in side.taken] == [8]
     assert side.talk.acked[Lane.BULK] == 0
-    assert side.talk._acked_bytes == 0
+    assert side.talk.acked_bytes == 0
     assert len(side.call_later) == 1
     side.call_later.pop(0)()
     assert len(side.taken) == 1
@@ -152,7 +152,7 @@ def test_while_clients_take_nothing_it_gives_no_credit(*, is_paced: bool) -> Non
     side.go_on()
     assert [json.loads(each)["data"] for each in side.taken] == [8, 1, 2, 3, 4, 5, 7]
     assert side.talk.acked[Lane.BULK] == 7
-    assert side.talk._acked_bytes > 0
+    assert side.talk.acked_bytes > 0
     assert side.flushes or is_paced  # a pacer tells of it itself
 
 

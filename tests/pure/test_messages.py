@@ -9,7 +9,6 @@ import pytest
 from remoter_kernel.protocol.messages import (
     execution_state,
     header_of,
-    is_restarting,
     is_silent,
 )
 
@@ -41,7 +40,7 @@ def test_the_word_of_a_new_start_is_known_from_others(kind, content, expected):
     """Only a state says it, whatever a cell prints."""
     header = json.dumps({"msg_type": kind}).encode()
     parts = [b"", header, b"{}", b"{}", json.dumps(content).encode()]
-    assert is_restarting(parts) is expected
+    assert (execution_state(parts) == "restarting") is expected
 
 
 IDLE = b'{"execution_state": "idle"}'

@@ -31,6 +31,12 @@ class Book:
     def after(self, number: int):
         return (each for each in list(self.records) if each > number)
 
+    def entries_for(self, client: bytes, number: int):
+        for each in self.after(number):
+            channel = self.channel_for(client, each)
+            if channel is not None:
+                yield each, channel
+
     def channel_for(self, front: bytes, number: int) -> Channel | None:
         whose, channel, _ = self.records[number]
         return channel if whose in (EVERYONE, front) else None

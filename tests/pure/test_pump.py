@@ -153,8 +153,8 @@ def test_what_cannot_be_taken_in_is_passed_over_once(
     assert wires.refused == [(4, str(trouble))]
     assert wires.dials == dials
     assert len(wires.near.stream.outbox) == 0  # type: ignore[arg-type]
-    far = wires.far.stream
-    assert far._acked_bytes == far._received_bytes
+    far = wires.far.stream._connection
+    assert far.acked_bytes == far.received_bytes
 
 
 def test_what_cannot_be_read_ends_its_wire_and_what_was_read_before_it_goes() -> None:

@@ -49,7 +49,7 @@ class Story:
         self.requests.on_state("a", "busy")
         past.inferred.replies["a"] = {}
         speaker = MessageWriter(self.journal)  # type: ignore[arg-type]
-        self.adoption = Recovery(self.reactor, past, self.requests, speaker)  # type: ignore[arg-type]
+        self.adoption = Recovery(self.reactor, past, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.on_iopub(VOICE.compose(kind, content, self.headers[cell]))
@@ -176,7 +176,7 @@ def test_an_idle_that_comes_a_moment_after_the_answer_is_no_second_one(story):
 def test_a_cell_that_begins_right_after_the_answer_is_not_taken_for_one_before_it(story):
     """Its busy comes while what was published before the answer may still be on its way."""
     story.hear("a", "status", execution_state="idle")
-    story.adoption.hear_of_question()
+    story.adoption.on_question_reached()
     story.adoption.on_kernel_info(Child())
     story.hear("b", "status", execution_state="busy")
     story.reactor.timers.pop()()

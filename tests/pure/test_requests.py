@@ -58,7 +58,7 @@ def test_a_cell_is_done_with_its_reply_and_its_idle_in_either_order(requests):
 
 def test_a_stage_only_grows_and_each_move_is_told_once(requests):
     moves = []
-    requests.observers.append(lambda each, before: moves.append((before, each.stage)))
+    requests.observe(lambda each, before: moves.append((before, each.stage)))
     one = requests.add(request("one"))
     assert requests.move(one, Stage.SENT)
     assert not requests.move(one, Stage.QUEUED)

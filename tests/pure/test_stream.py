@@ -260,8 +260,8 @@ def test_whatever_is_said_is_taken_or_ends_the_wire_and_what_is_held_is_bounded(
         if whole is not None:
             assert len(whole) <= 500
             taken += len(whole) * (LANE[head.channel] is Lane.BULK)
-        assert all(len(half) <= 500 for _, half in talk._partial_in.values())
-    held = sum(len(half) for _, half in talk._partial_in.values())
+        assert all(len(half) <= 500 for _, half in talk._connection.partial_in.values())
+    held = sum(len(half) for _, half in talk._connection.partial_in.values())
     assert held <= 2 * 500
     # What was heard in slices gives new credit, so that of each item only its end counts.
     assert taken <= WINDOW + 200 + 500 * len(sayings)
@@ -337,7 +337,7 @@ def steps(slices: int) -> int:
     end, count = End(), 0
     end.talk.begin()
     end.talk.open((0, 0))
-    end.talk._granted_credit = 10**9
+    end.talk._connection.granted_credit = 10**9
 
     def note(_frame: object, _event: str, _argument: object) -> None:
         nonlocal count
@@ -371,7 +371,7 @@ def test_who_keeps_nothing_gets_no_more_than_its_credit():
         pipe.say_numbers(far)
         pipe.deliver(near, 1000)
     held = sum(map(len, far.taken[Lane.BULK])) + sum(
-        len(half) for _, half in far.talk._partial_in.values()
+        len(half) for _, half in far.talk._connection.partial_in.values()
     )
     assert held <= WINDOW + 4 * SLICE
     pipe.settle()

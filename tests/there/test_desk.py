@@ -59,10 +59,11 @@ def desk(disk: Disk, child: Child) -> RequestHandler:
     """The desk in front of that child."""
     door: Any = SimpleNamespace(
         reactor=SimpleNamespace(call_later=lambda _seconds, _call: None),
+        journal=disk.journal,
         limit_output=lambda _cells: None,
     )
     session: Any = SimpleNamespace(id="7f3a9c")
-    desk = RequestHandler(session, disk.journal, door, MessageWriter(disk.journal))
+    desk = RequestHandler(session, door, MessageWriter(disk.journal))
     desk.kernel_for = lambda _channel: cast("Any", child)
     return desk
 
@@ -119,8 +120,9 @@ def test_what_an_evaluator_before_may_have_passed_on_is_not_passed_on_again(
 
 def test_the_table_of_an_evaluator_that_died_is_gone_on_with_also_if_it_is_empty(disk):
     table = Requests()
-    door: Any = SimpleNamespace(reactor=SimpleNamespace(call_later=lambda _seconds, _call: None))
-    desk = RequestHandler(cast("Any", None), disk.journal, door, MessageWriter(disk.journal), table)
+    reactor = SimpleNamespace(call_later=lambda _seconds, _call: None)
+    door: Any = SimpleNamespace(reactor=reactor, journal=disk.journal)
+    desk = RequestHandler(cast("Any", None), door, MessageWriter(disk.journal), table)
     assert desk.requests is table
 
 

@@ -116,7 +116,7 @@ def test_somebody_who_is_at_the_port_first_takes_no_keys_away(reactor, tmp_path:
     child.manager.write_connection_file()
     write_keys(file)
     with socket.create_server(("127.0.0.1", child.manager.shell_port)) as stranger:
-        child._connect()
+        child._connector.connect()
         wire, _ = stranger.accept()
         with wire:
             wire.sendall(SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))

@@ -105,7 +105,7 @@ class Ground:
 
     def close(self) -> None:
         self.door._socket.close()
-        self.door._zap.close()
+        self.door._zap.socket.close()
         self.door._context.term()
 
 
@@ -296,6 +296,6 @@ def test_what_was_half_said_by_one_that_left_is_not_kept(ground: Ground) -> None
     ground.greet()
     ground.hear(FrameHeader(MessageType.PART, Channel.SHELL, 1, 0), bodies=(bytes(65536),))
     talk = ground.door.clients[ME].stream
-    assert talk._partial_in
+    assert talk._connection.partial_in
     ground.door._pumps[ME].end(ProtocolError("It hung up."))
-    assert not talk._partial_in
+    assert not talk._connection.partial_in

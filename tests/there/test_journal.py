@@ -107,6 +107,24 @@ def test_what_is_to_happen_after_writing_happens_then_and_in_order(desk):
     assert happened == [0, 1, 2, 3, 4]
 
 
+def test_what_nobody_waits_for_wakes_nobody(tmp_path):
+    """An output that is written is noted with the next pass; what is waited for comes at once."""
+    woken: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    noted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    journal = Journal(tmp_path / "journal", woken.put, call_without_wakeup=noted.put)
+    journal.open()
+    try:
+        journal.append(Channel.IOPUB, b"an output")
+        noted.get(timeout=10)()
+        assert (journal.written, woken.qsize()) == (1, 0)
+        kept = []
+        journal.append(Channel.SHELL, b"a request", then=lambda: kept.append(True))
+        woken.get(timeout=10)()
+        assert (journal.written, kept, noted.qsize()) == (2, [True], 0)
+    finally:
+        journal.close()
+
+
 def test_a_full_disk_loses_nothing_and_is_told(desk, monkeypatch):
     """A record that the disk refuses stays in memory, and is written when there is room again."""
     monkeypatch.setattr(journals, "RECENT_BYTES", 10)

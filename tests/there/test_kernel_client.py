@@ -16,6 +16,7 @@ from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
     PARENT,
+    KernelMessage,
     MessageSigner,
     content_of,
     header_of,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from remoter_kernel.protocol.frames import Bytes, Channel
+    from remoter_kernel.protocol.frames import Bytes
 
 WITHIN = 20.0  # seconds
 MANY = 3000
@@ -89,16 +90,16 @@ class Story:
         self.heard: list[str] = []
         self.ready: list[dict[str, Any]] = []
         self.child = child = KernelProcess(reactor, folder, "python3", b"session")
-        child.on_message = self._hear
+        child.client.on_message = self._hear
         child.on_ready = lambda _header, info: self.ready.append(info)
         child.on_exit = lambda words: self.heard.append(f"exit {words['status']}")
         child.manager.connection_file = str(folder / "connection.json")
         child.manager.write_connection_file()
         self.kernel = Kernel(reactor, child)
-        child._connect()
+        child._connector.connect()
 
-    def _hear(self, _channel: Channel, parts: list[Bytes]) -> None:
-        kind, content = header_of(parts[HEADER])["msg_type"], content_of(parts)
+    def _hear(self, message: KernelMessage) -> None:
+        kind, content = message.type, content_of(message.parts)
         self.heard.append(" ".join([kind, *map(str, content.values())]))
 
     def until(self, is_so: Callable[[], bool]) -> None:
@@ -161,7 +162,7 @@ def test_the_kernel_tells_when_it_is_at_our_question_between_what_comes_before_a
     story: Story,
 ):
     """On iopub: the answer comes by another socket, earlier or later than both."""
-    story.child.on_question_reached = lambda: story.heard.append("reached")
+    story.child.client.on_question_reached = lambda: story.heard.append("reached")
     story.kernel.publish("status", {"execution_state": "idle"}, story.request("a"))
     story.child.resend_kernel_info()
     story.until_said("reached")
@@ -294,7 +295,7 @@ def test_a_kernel_that_never_listened_has_ended_at_once(tmp_path: Path):
         child.manager.write_connection_file()
         ended: list[dict[str, Any]] = []
         child.on_exit = ended.append
-        child._connect()
+        child._connector.connect()
         child._warden = object()  # type: ignore[assignment]
         child._on_warden_message({"status": 1})
         assert ended == [{"status": 1}]
@@ -333,11 +334,11 @@ def test_what_a_listener_cannot_read_harms_no_other_message(story: Story):
     """Whoever takes it in may look further into it."""
     heard: list[str] = []
 
-    def hear(_channel: Channel, parts: list[Bytes]) -> None:
-        heard.append(header_of(parts[HEADER])["msg_type"])
-        assert content_of(parts)["number"] + 1
+    def hear(message: KernelMessage) -> None:
+        heard.append(message.type)
+        assert content_of(message.parts)["number"] + 1
 
-    story.child.on_message = hear
+    story.child.client.on_message = hear
     for number in ("odd", 1):
         story.kernel.publish(f"display_{number}", {"number": number}, story.request())
     story.until(lambda: len(heard) == 2)

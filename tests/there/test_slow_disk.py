@@ -26,7 +26,7 @@ from remoter_kernel.protocol.frames import (
     to_json,
 )
 from remoter_kernel.protocol.reactor import Reactor
-from remoter_kernel.protocol.requests import Request, Stage
+from remoter_kernel.protocol.requests import Request, Requests, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,9 +137,9 @@ def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch,
 @pytest.fixture
 def board(reactor: Reactor, session: Session) -> Iterator[StatusWriter]:
     """A board of a session without any front."""
-    door: Any = SimpleNamespace(clients={}, has_clients=False)
-    journal: Any = SimpleNamespace(last=0)
-    board = StatusWriter(reactor, session, journal, door)
+    journal = SimpleNamespace(last=0)
+    door: Any = SimpleNamespace(clients={}, journal=journal, reactor=reactor)
+    board = StatusWriter(session, door, Requests())
     board.open()
     yield board
     board.close()
@@ -179,14 +179,14 @@ def test_what_a_disk_refuses_is_written_later(reactor, session, monkeypatch, boa
 def test_how_far_a_request_has_come_is_told_though_the_kernel_says_nothing(reactor, session, board):
     """A kernel that hangs leaves nothing in the journal; that is when people ask."""
     header = {"msg_id": "a", "msg_type": "execute_request"}
-    request = board.requests.add(Request(Channel.SHELL, [], header))
+    request = board._requests.add(Request(Channel.SHELL, [], header))
 
     def stages() -> list[str]:
         return [row["stage"] for row in session.read(STATUS_FILE).get("requests", ())]
 
     board.update("busy")
     until(reactor, lambda: stages() == ["received"])
-    board.requests.move(request, Stage.SENT)
+    board._requests.move(request, Stage.SENT)
     board.update("busy")
     until(reactor, lambda: stages() == ["sent"])
 

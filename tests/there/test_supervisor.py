@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from remoter_kernel.evaluator import kernel_process as children
+from remoter_kernel.evaluator import status_file, timeouts
 from remoter_kernel.evaluator import supervisor as supervisors
-from remoter_kernel.evaluator import timeouts
 from remoter_kernel.evaluator.journal import Journal
 from remoter_kernel.evaluator.kernel_process import KernelProcess, PortConflicts, merged_environment
 from remoter_kernel.evaluator.listener import Listener
@@ -31,7 +31,13 @@ from remoter_kernel.protocol.frames import (
     pack_parts,
     to_json,
 )
-from remoter_kernel.protocol.messages import CONTENT, HEADER, MessageSigner, header_of
+from remoter_kernel.protocol.messages import (
+    CONTENT,
+    HEADER,
+    MessageSigner,
+    header_of,
+    read_message,
+)
 from remoter_kernel.protocol.reactor import Reactor
 from remoter_kernel.protocol.requests import Request, Requests, Stage
 
@@ -95,15 +101,7 @@ class Life:
         self.journal = Journal(folder / "journal", self.reactor.call_soon_threadsafe)
         self.journal.open()
         self.door = Listener(self.reactor, session, self.journal)
-        self.will = Supervisor(
-            self.reactor,
-            session,
-            self.journal,
-            self.door,
-            session_request={},
-            umask=0o22,
-            recovered=past,
-        )
+        self.will = Supervisor(self.door, {}, umask=0o22, recovered=past)
         made_up: Any = SimpleNamespace(
             watch=lambda *_: None,
             check_ports=lambda _child, then: then(),
@@ -183,6 +181,23 @@ def life(begin) -> Life:
     life.be_ready()
     assert life.will.state is KernelLifecycle.READY
     return life
+
+
+def test_state_json_follows_within_a_second_and_is_not_written_in_vain(life):
+    status = life.will._status
+    life.reactor.after_pass = life.will._after_poll
+    about = lambda: life.will.session.read("state.json")  # noqa: E731
+    life.wait_for(lambda: about().get("state") == "idle")
+    life.ask("cell", 1)
+    begun = time.monotonic()
+    life.wait_for(lambda: about()["state"] == "busy")
+    assert time.monotonic() - begun < 2 * status_file.EVERY  # a busy machine may be late
+    assert [each["id"] for each in about()["requests"]] == ["cell"]
+    life.pass_by(1.5 * status_file.EVERY)  # what the journal wrote meanwhile is no news
+    written = about()["written"]
+    life.pass_by(1.5 * status_file.EVERY)
+    assert about()["written"] == written
+    status.close()
 
 
 def test_a_restart_does_not_revive_a_session_that_stops(life):
@@ -360,7 +375,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
     ]:
         said = MessageSigner(b"").compose(kind, {}, {"msg_id": "cell"})
         said[CONTENT] = json.dumps(words).encode()
-        life.will._on_kernel_message(Channel.IOPUB, said)
+        life.will._on_kernel_message(read_message(Channel.IOPUB, said))
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})
     life.wait_for(lambda: life.will.state is KernelLifecycle.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
@@ -405,7 +420,8 @@ def test_what_a_kernel_printed_is_not_read_in_the_loop(monkeypatch):
 
     child: Any = SimpleNamespace(log_tail=log_tail)
     speaker: Any = SimpleNamespace(write_stderr=lambda _cell, sentence: told.append(sentence))
-    watch = SlowStartNotice(reactor, "7f3a9c", requests, speaker, {})
+    listener: Any = SimpleNamespace(reactor=reactor, session=SimpleNamespace(id="7f3a9c"))
+    watch = SlowStartNotice(listener, requests, speaker)
     watch.watch(child, lambda: True)
     reactor.run_until(lambda: bool(told), time.monotonic() + 10)
     watch._disk.close()

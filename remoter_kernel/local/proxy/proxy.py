@@ -44,7 +44,7 @@ from remoter_kernel.local.session.iopub_pacer import IopubPacer
 from remoter_kernel.local.session.link import Link, LinkState
 from remoter_kernel.local.session.machine import SuspendDetector
 from remoter_kernel.protocol.messages import HEADER, header_of
-from remoter_kernel.protocol.requests import Request, Requests
+from remoter_kernel.protocol.requests import ENDS, OUTGOING, Request, Requests, Stage
 
 if TYPE_CHECKING:
     from remoter_kernel.local.proxy.sockets import Sockets
@@ -153,8 +153,11 @@ class KernelProxy:
         call = self.reactor.call_soon_threadsafe
         tell_wait = lambda sentence: call(partial(notices.show_slow_host, sentence))  # noqa: E731
         self.dialer.on_slow_host = tell_wait  # in the dialler's thread
-        observers = (EarlyBusy(self.reactor, publish), no_remote, news, notices, self._magics.timer)
-        requests.observers += [each.on_move for each in (self._cell_queue, *observers)]
+        requests.observe(self._cell_queue.on_move, Stage.FAILED, Stage.CANCELLED)
+        requests.observe(EarlyBusy(self.reactor, publish).on_move, *OUTGOING, *ENDS)
+        for presenter in (no_remote, news, notices):
+            requests.observe(presenter.on_move, Stage.QUEUED)
+        requests.observe(self._magics.timer.on_move, *OUTGOING, *ENDS)
         self._session_messages = SessionMessages(
             self._context, self.sockets, self._identity, news, presenters=(no_remote, notices)
         )

@@ -22,7 +22,7 @@ from remoter_kernel.protocol.kernel_client import SOCKETS, KernelClient
 from remoter_kernel.protocol.messages import (
     CONTENT,
     HEADER,
-    PARENT,
+    KernelMessage,
     MessageSigner,
     content_of,
     header_of,
@@ -150,9 +150,9 @@ class LocalKernel:
         self._reactor.call_later(READY_WITHIN, partial(self._on_ready_timeout, manager))
         self._poll_alive(manager)
 
-    def _on_message(self, channel: Channel, parts: list[Bytes]) -> None:
-        if self.is_ready and header_of(parts[PARENT]):
-            self.on_message(channel, parts)
+    def _on_message(self, message: KernelMessage) -> None:
+        if self.is_ready and message.parent:
+            self.on_message(message.channel, message.parts)
 
     def _poll_alive(self, manager: KernelManager) -> None:
         if manager is not self._manager or self._client is None:
