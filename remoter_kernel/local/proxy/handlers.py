@@ -17,7 +17,7 @@ from remoter_kernel.local.proxy import canned_replies
 from remoter_kernel.local.proxy.request_queries import find_open_remote, remote_cells
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, to_json
-from remoter_kernel.protocol.requests import Request, Requests, Stage
+from remoter_kernel.protocol.requests import EXECUTE, Request, Requests, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,6 +100,10 @@ class MagicRunner(Protocol):
 
 class CellScheduler(Protocol):
     """Lets cells run one at a time, on whichever side."""
+
+    @property
+    def is_active(self) -> bool:
+        """Does any cell need this side just now?"""
 
     def enqueue_remote(self, request: Request) -> bool:
         """Hold a cell back for the other side."""
@@ -197,7 +201,7 @@ def _is_answered(requests: Requests, name: str) -> bool:
 
 
 def _first_outcome(context: ProxyContext, request: Request) -> HandlerResult:
-    for each in HANDLERS:
+    for each in _HANDLERS_BY_TYPE.get(request.type, _OF_ANY_TYPE):
         outcome = each(context, request)
         if outcome is not HandlerResult.PASS:
             return outcome
@@ -265,8 +269,6 @@ def stdin_reply(context: ProxyContext, request: Request) -> HandlerResult:
 
 def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
     """Interrupt the cell that runs, or that would run next."""
-    if request.type != "interrupt_request":
-        return HandlerResult.PASS
     context.replies.reply(request, {"status": "ok"})
     is_ours = context.cell_queue.interrupt()
     if context.prompter.cancel(is_here=is_ours, client=request.identities) or is_ours:
@@ -281,8 +283,6 @@ def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
 
 def shutdown(context: ProxyContext, request: Request) -> HandlerResult:
     """End this process; the session ends, restarts or stays, as it is meant."""
-    if request.type != "shutdown_request":
-        return HandlerResult.PASS
     if context.shutdown.is_exiting:
         context.requests.move(request, Stage.CANCELLED, "it ends already")
         return HandlerResult.HANDLED
@@ -297,7 +297,7 @@ def shutdown(context: ProxyContext, request: Request) -> HandlerResult:
 
 def kernel_info(context: ProxyContext, request: Request) -> HandlerResult:
     """Say who the kernel is, from memory, while it cannot say so itself."""
-    if request.type != "kernel_info_request" or context.is_kernel_ready:
+    if context.is_kernel_ready:
         return HandlerResult.PASS
     info = canned_replies.cached_kernel_info(context.kernel.info, context.kernel.language)
     context.replies.reply(request, info)
@@ -324,8 +324,6 @@ def startup_code(context: ProxyContext, request: Request) -> HandlerResult:
 
 def dead_kernel(context: ProxyContext, request: Request) -> HandlerResult:
     """Refuse a cell of a client that should see its kernel die."""
-    if not request.is_cell:
-        return HandlerResult.PASS
     context.kernel.allows_stdin |= bool(request.content.get("allow_stdin", True))
     return (
         HandlerResult.HANDLED if context.dead_kernel.reply_if_dead(request) else HandlerResult.PASS
@@ -343,8 +341,6 @@ def local_cell(context: ProxyContext, request: Request) -> HandlerResult:
 
 def remoter_magic(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a cell that asks something of this side."""
-    if not request.is_cell:
-        return HandlerResult.PASS
     finish = partial(context.replies.finish_cell, request)
     is_taken = context.magics.handle(request, request.content, finish)
     return HandlerResult.HANDLED if is_taken else HandlerResult.PASS
@@ -352,8 +348,7 @@ def remoter_magic(context: ProxyContext, request: Request) -> HandlerResult:
 
 def cell_queue(context: ProxyContext, request: Request) -> HandlerResult:
     """Hold back a cell that stands behind one of this side."""
-    is_held = request.is_cell and context.cell_queue.enqueue_remote(request)
-    return HandlerResult.HELD if is_held else HandlerResult.PASS
+    return HandlerResult.HELD if context.cell_queue.enqueue_remote(request) else HandlerResult.PASS
 
 
 def relay(context: ProxyContext, request: Request) -> HandlerResult:
@@ -387,6 +382,21 @@ HANDLERS = (
     cell_queue,
     relay,
 )
+REQUEST_TYPES = {  # that a handler is asked about; one that is not named here is asked about any
+    interrupt: {"interrupt_request"},
+    shutdown: {"shutdown_request"},
+    kernel_info: {"kernel_info_request"},
+    magic_completion: {"complete_request", "inspect_request"},
+    dead_kernel: {EXECUTE},
+    remoter_magic: {EXECUTE},
+    cell_queue: {EXECUTE},
+}
+_OF_ANY_TYPE = tuple(each for each in HANDLERS if each not in REQUEST_TYPES)
+# Made once: this is looked up for each request, and most handlers are for one type.
+_HANDLERS_BY_TYPE = {
+    kind: tuple(each for each in HANDLERS if kind in REQUEST_TYPES.get(each, {kind}))
+    for kind in set[str]().union(*REQUEST_TYPES.values())
+}
 
 
 def _answer_if_held(context: ProxyContext, request: Request) -> None:

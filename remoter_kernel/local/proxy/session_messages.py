@@ -113,7 +113,8 @@ class SessionMessages:
                 context.replies.last_state = state
         if is_new:
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
-        context.local_cells.on_remote_output(parts)
+        if context.cell_queue.is_active:
+            context.local_cells.on_remote_output(parts)
 
     def _on_reply(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Pass a reply, or a question, on to whoever has asked."""
@@ -133,7 +134,7 @@ class SessionMessages:
             context.local_cells.amend_reply(request, context.completer.amend_reply(request, parts))
         )
         context.requests.on_reply(name, has_idle=has_idle(parts))
-        if channel is Channel.SHELL:
+        if channel is Channel.SHELL and context.cell_queue.is_active:
             context.local_cells.on_remote_reply(request, parts)
 
     def _on_input_request(self, name: str, parts: Sequence[Bytes]) -> None:

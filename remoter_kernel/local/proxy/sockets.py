@@ -272,6 +272,7 @@ class Publisher:
     ) -> None:
         """`make_notice(message, sentence)` makes a message that says so in the same cell."""
         self.subscribers = 0
+        self.has_room = True  # would what is published now go at once? Kept, as it is asked often
         self._handle = handle
         self._make_notice = make_notice
         self._clock = clock
@@ -283,16 +284,12 @@ class Publisher:
         handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
         enable_keepalive(handle)
 
-    @property
-    def has_room(self) -> bool:
-        """Would what is said now go at once?"""
-        return not self._waiting
-
     def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
         """Say something to all, now or once there is room for it."""
         message = OutgoingMessage(frames, is_copied)
-        if self._waiting or not self._try_send(message):
-            if not self._waiting:
+        if not self.has_room or not self._try_send(message):
+            if self.has_room:
+                self.has_room = False
                 self._since = self._clock()
             self._waiting.add(message)
             self._retry.start()
@@ -325,6 +322,7 @@ class Publisher:
                 self._send_without_stalled(self._waiting.first)
             self._since = self._clock()
             self._waiting.drop()
+        self.has_room = True
         return True
 
     def _send_without_stalled(self, message: OutgoingMessage) -> None:

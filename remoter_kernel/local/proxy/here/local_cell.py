@@ -169,7 +169,7 @@ class InternalExec:
         self._link = link
         self._local_kernel = local_kernel
         self._voice = MessageSigner(b"")
-        self._remote_mark = b""  # stands in the parent header of what comes of errands there
+        self.remote_mark = b""  # stands in the parent header of what comes of errands there
         self._request_id = ""  # of the request that is under way
         self._number = 0  # the same in the link's outbox
         self._is_remote = False
@@ -180,7 +180,7 @@ class InternalExec:
 
     def run_remotely(self, code: str, then: OnDone) -> None:
         """Run code in the far kernel."""
-        self._remote_mark = self._voice.session.encode()
+        self.remote_mark = self._voice.session.encode()
         parts = self._voice.compose("execute_request", _silent(code))
         self._request_id, self._is_remote, self._on_done = _message_id(parts), True, then
         self._number = self._link.send(Channel.SHELL, parts)
@@ -210,7 +210,7 @@ class InternalExec:
 
     def is_internal(self, parts: Sequence[Bytes]) -> bool:
         """Does this come of an errand there?"""
-        return bool(self._remote_mark) and self._remote_mark in bytes(parts[PARENT])
+        return bool(self.remote_mark) and self.remote_mark in bytes(parts[PARENT])
 
     def on_message(self, parts: Sequence[Bytes]) -> None:
         """Hear what comes of an errand, on either side."""

@@ -127,10 +127,11 @@ class LocalCells:
 
     def consume_internal(self, parts: Sequence[Bytes]) -> bool:
         """Take what comes of an errand of ours there; False: it does not."""
-        is_own = self.internal_exec.is_internal(parts)
-        if is_own:
-            self.internal_exec.on_message(parts)
-        return is_own
+        internal = self.internal_exec
+        if not internal.remote_mark or not internal.is_internal(parts):
+            return False
+        internal.on_message(parts)
+        return True
 
     def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """Hear that the link gave up, and that what waited for it was answered on this side."""
@@ -141,7 +142,7 @@ class LocalCells:
 
     def on_remote_output(self, parts: Sequence[Bytes]) -> None:
         """Look at what is published there: a cell here may wait for that."""
-        if not self._cell_queue.is_active or execution_state(parts) != "idle":
+        if execution_state(parts) != "idle":
             return
         if self._cell_queue.running_local:
             self._replies.republish_busy()
@@ -149,7 +150,7 @@ class LocalCells:
 
     def on_remote_reply(self, request: Request, parts: Sequence[Bytes]) -> None:
         """Look at a reply from there: a cell here may wait for that."""
-        if self._cell_queue.is_active and request.header.get("msg_type") == "execute_request":
+        if request.is_cell:
             self._cell_queue.on_reply(request, str(content_of(parts).get("status")))
 
     def amend_reply(self, request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:

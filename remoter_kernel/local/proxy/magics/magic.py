@@ -139,7 +139,8 @@ class Magics:
         if len(parts[METADATA]) > len(b"{}") and HELD_BACK_MARK in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
                 self._held_back.append(str(header_of(parts[PARENT]).get("msg_id", "")))
-        self.timer.on_output(parts)
+        if self.timer.is_on:
+            self.timer.on_output(parts)
 
     def handle(
         self,
