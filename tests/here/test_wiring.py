@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 OURS = "remoter_kernel."
 DEFAULTS = {"_raise_refused", "_raise_bug"}  # functions that stand where nobody has been told
 OF_THE_PROXY = {
-    ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
     ("Reactor", "after_pass"): "only an evaluator writes after each round of call-backs",
 }
 OF_AN_EVALUATOR = {

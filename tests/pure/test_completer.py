@@ -148,7 +148,7 @@ def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
     monkeypatch.chdir(tmp_path)
     remote = Remote("box", "box", local=local)
     nobody: Any = SimpleNamespace(find_remote=lambda: remote)
-    assert Completer(nobody, nobody, (), nobody)._local_matches(LOCAL_PATH, "") == found
+    assert Completer(nobody, nobody, nobody)._local_matches(LOCAL_PATH, "") == found
 
 
 @pytest.mark.parametrize("verb", HELP)
