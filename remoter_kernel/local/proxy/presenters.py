@@ -127,59 +127,47 @@ class WaitingNotices:
 
 
 @dataclass
-class RunsLocallyNotice:
-    """Says, once and before it runs, that a cell runs on this machine for want of a remote."""
+class FirstCellNotice:
+    """A line that a person is told once, above the first output of a cell that shows anything."""
 
     replies: ReplySender
     requests: Requests
-    is_this_machine: Callable[[], bool]  # known once the session was dialled
-    _is_shown: bool = False
+    may_show: Callable[[], bool]
+    line: str = ""
 
     def on_move(self, request: Request, _before: Stage) -> None:
         """Show it in a cell that is on its way."""
-        if request.stage is Stage.QUEUED:
+        if self.line and request.stage is Stage.QUEUED and self.may_show():
             self._show_in([request])
 
     def on_link_state(self) -> None:
-        """Show it in a cell that waits: it may be known only now that there is no remote."""
-        self._show_in(remote_cells(self.requests))
+        """Show it in a cell that waits, if it may be shown by now."""
+        if self.line and self.may_show():
+            self._show_in(remote_cells(self.requests))
 
     def _show_in(self, requests: Iterable[Request]) -> None:
-        if not self._is_shown and self.is_this_machine():
-            self._is_shown = show_in_first(self.replies, requests, NO_REMOTE)
+        if show_in_first(self.replies, requests, self.line):
+            self.line = ""
 
 
 @dataclass
-class FirstCellNotice:
-    """What a person is told once of the session they have got, above the first cell's output."""
+class SessionBanner(FirstCellNotice):
+    """Tells which session it is, and its notices: once, however often the link comes back."""
 
-    replies: ReplySender
-    is_ready: Callable[[], bool]  # is the remote kernel there, as far as is known?
     _seen_sessions: set[str] = field(default_factory=set)  # their ids
     _session_info: SessionInfo | None = None
-    _line: str = ""
 
     def on_session(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
         """Note which session it is, and whether a cell is running there."""
         if address.session not in self._seen_sessions:
             self._seen_sessions.add(address.session)
             if address.begun:
-                self._line = joined_text(address, notebook, time.time(), is_busy=is_busy)
+                self.line = joined_text(address, notebook, time.time(), is_busy=is_busy)
             else:
-                self._line = other_sessions_text(address, notebook)
+                self.line = other_sessions_text(address, notebook)
         if address is not self._session_info:  # each login brings another one, with its notices
             self._session_info = address
-            self._line += notice_text(*address.notices)
-
-    def on_move(self, request: Request, _before: Stage) -> None:
-        """Show it in a cell that is on its way to a kernel that is there."""
-        if self._line and request.stage is Stage.QUEUED and self.is_ready():
-            self.show_in([request])
-
-    def show_in(self, requests: Iterable[Request]) -> None:
-        """Show it in the first of these that shows anything; a silent one does not use it up."""
-        if self._line and show_in_first(self.replies, requests, self._line):
-            self._line = ""
+            self.line += notice_text(*address.notices)
 
 
 def show_in_first(replies: ReplySender, requests: Iterable[Request], text: str) -> bool:

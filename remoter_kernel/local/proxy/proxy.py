@@ -20,16 +20,18 @@ from remoter_kernel.local.proxy import handlers
 from remoter_kernel.local.proxy.client_startup_code import ClientStartupCode
 from remoter_kernel.local.proxy.failures import DeadKernel, UndeliverableMessageNotice
 from remoter_kernel.local.proxy.here.cell_queue import CellQueue
+from remoter_kernel.local.proxy.here.local_cell import InternalExec, LocalCellContext
 from remoter_kernel.local.proxy.here.local_cells import LocalCells
+from remoter_kernel.local.proxy.here.local_kernel import LocalKernel
 from remoter_kernel.local.proxy.here.permission import Permission
-from remoter_kernel.local.proxy.here.push_pull import ObjectTransferContext
 from remoter_kernel.local.proxy.identity import ProxyIdentity
 from remoter_kernel.local.proxy.magics.completer import Completer
 from remoter_kernel.local.proxy.magics.magic import Magics
 from remoter_kernel.local.proxy.presenters import (
+    NO_REMOTE,
     EarlyBusy,
     FirstCellNotice,
-    RunsLocallyNotice,
+    SessionBanner,
     WaitingNotices,
 )
 from remoter_kernel.local.proxy.prompter import StdinPrompter
@@ -92,67 +94,38 @@ class KernelProxy:
         prompter = StdinPrompter(reactor, replies, partial(running_cells, requests))
         shutdown = ShutdownPolicy(reactor, link, dialer, find)
         permission = Permission(prompter, lambda: find().local, Path.cwd())
-        cell_queue = CellQueue(
+        queue = CellQueue(
             requests, self._may_start_local_cell, self._send_cell, replies.reply_aborted
         )
         magics = Magics(
-            reactor,
-            link,
-            dialer,
-            replies,
-            self._describe_requests,
-            cell_queue,
-            permission,
-            shutdown,
+            reactor, link, dialer, replies, self._describe_requests, queue, permission, shutdown
         )
-        local_cells = LocalCells(reactor, replies, permission, link, cell_queue)
-        local_cells.object_transfer = ObjectTransferContext(
-            reactor,
-            replies,
-            prompter,
-            permission,
-            local_cells.internal_exec,
-            link,
-            dialer,
-            language=lambda: kernel.language,
-            count=magics.execution_count,
-        )
+        internal_exec = InternalExec(link, LocalKernel(reactor))
+        common = reactor, replies, prompter, permission, internal_exec, link, dialer
+        local = LocalCellContext(*common, lambda: kernel.language, magics.execution_count)
         return handlers.ProxyContext(
-            reactor=reactor,
-            requests=requests,
-            replies=replies,
-            link=link,
-            dialer=dialer,
-            kernel=kernel,
-            prompter=prompter,
-            shutdown=shutdown,
+            *(reactor, requests, replies, link, dialer, kernel, prompter, shutdown),
             notebook_detector=self._identity.notebook_detector,
             startup_code=ClientStartupCode(requests, replies, link),
             dead_kernel=DeadKernel(reactor, replies, partial(shutdown.exit, "stop")),
             completer=Completer(reactor, dialer, replies),
-            local_cells=local_cells,
+            local_cells=LocalCells(local, queue),
             magics=magics,
-            cell_queue=cell_queue,
+            cell_queue=queue,
             find_remote=find,
         )
 
     def _add_presenters(self) -> SessionMessages:
         """Let those observe the requests and the link who show a person how they are."""
-        context, dialer = self._context, self.dialer
-        replies, requests = context.replies, self._requests
-        banner = FirstCellNotice(replies, lambda: context.kernel.is_ready)
-        no_remote = RunsLocallyNotice(replies, requests, lambda: dialer.is_this_machine)
+        context, dialer, requests = self._context, self.dialer, self._requests
+        replies, call = context.replies, self.reactor.call_soon_threadsafe
+        banner = SessionBanner(replies, requests, lambda: context.kernel.is_ready)
+        no_remote = FirstCellNotice(replies, requests, lambda: dialer.is_this_machine, NO_REMOTE)
         notices = WaitingNotices(self.reactor, replies, requests, self.link, self._remote_name)
-        dialer.on_slow_host = lambda sentence: self.reactor.call_soon_threadsafe(
-            partial(notices.show_slow_host, sentence)  # the dialler calls from its own thread
-        )
-        observers = (
-            EarlyBusy(self.reactor, replies),
-            no_remote,
-            banner,
-            notices,
-            context.magics.timer,
-        )
+        # The dialler calls from its own thread.
+        dialer.on_slow_host = lambda sentence: call(partial(notices.show_slow_host, sentence))
+        early = EarlyBusy(self.reactor, replies)
+        observers = (early, no_remote, banner, notices, context.magics.timer)
         requests.observers += [each.on_move for each in (context.cell_queue, *observers)]
         presenters = (no_remote, notices)
         return SessionMessages(context, self.sockets, self._identity, banner, presenters)

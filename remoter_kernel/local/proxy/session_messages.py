@@ -11,7 +11,7 @@ from remoter_kernel.local.config.remotes import remember_kernel_info
 from remoter_kernel.local.proxy.failures import FailedLink, answer_what_is_lost_there
 from remoter_kernel.local.proxy.handlers import mark_sent, send_held_requests
 from remoter_kernel.local.proxy.replies import BUSY_AND_IDLE
-from remoter_kernel.local.proxy.request_queries import find_open_remote, remote_cells
+from remoter_kernel.local.proxy.request_queries import find_open_remote
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, from_json
 from remoter_kernel.protocol.messages import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from remoter_kernel.local.proxy.identity import ProxyIdentity
     from remoter_kernel.local.proxy.presenters import (
         FirstCellNotice,
-        RunsLocallyNotice,
+        SessionBanner,
         WaitingNotices,
     )
     from remoter_kernel.local.proxy.sockets import Sockets
@@ -46,8 +46,8 @@ class SessionMessages:
     context: ProxyContext
     sockets: Sockets
     identity: ProxyIdentity
-    banner: FirstCellNotice
-    presenters: Sequence[RunsLocallyNotice | WaitingNotices]  # who show how the link is
+    banner: SessionBanner
+    presenters: Sequence[FirstCellNotice | WaitingNotices]  # who show how the link is
 
     def on_message(self, channel: Channel, parts: Sequence[Bytes]) -> None:
         """Handle one item of the evaluator."""
@@ -159,7 +159,7 @@ class SessionMessages:
         self.sockets.voice.set_identity(
             str(fields.get("session", "")), str(fields.get("username", ""))
         )
-        self.banner.show_in(remote_cells(context.requests))
+        self.banner.on_link_state()
         send_held_requests(context)
         context.cell_queue.start_next()
         info = fields.get("kernel_info")

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.local.proxy.here.local_kernel import LocalKernel
+    from remoter_kernel.local.proxy.here.permission import Permission
+    from remoter_kernel.local.proxy.prompter import StdinPrompter
     from remoter_kernel.local.proxy.replies import ReplySender
+    from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
@@ -45,15 +48,30 @@ class NotRun(RemoterError):
     """What was to run in a kernel did not come to its end."""
 
 
+@dataclass(frozen=True)
+class LocalCellContext:
+    """What of the proxy local cells and transfers of objects need."""
+
+    reactor: Reactor
+    replies: ReplySender
+    prompter: StdinPrompter
+    permission: Permission
+    internal_exec: InternalExec
+    link: Link
+    dialer: SessionDialer
+    language: Callable[[], str]  # of the remote kernel
+    count: Callable[[], int]  # the number of the last cell there
+    # Folders on the remote that could not be removed: the next transfer tries again.
+    leftover_folders: list[str] = field(default_factory=list)
+
+
 @dataclass
 class LocalCell:
     """A cell with `%%local` or `%local`."""
 
     request: Request
     code: str
-    kernel: LocalKernel
-    replies: ReplySender
-    reactor: Reactor
+    context: LocalCellContext
     require_permission: Callable[[], None]  # blocks, and raises if the cell may not run here
     on_over: Callable[[bool], None]  # with whether all was well
     has_exited: bool = False  # did it end its kernel, with `exit`?
@@ -62,29 +80,38 @@ class LocalCell:
     _is_idle: bool = False
     _status: str = ""  # of the kernel's reply, once that has come
 
+    def __post_init__(self) -> None:
+        self._kernel = self.context.internal_exec.local_kernel
+
     def start(self) -> None:
         """Ask whether it may run; then start the kernel, which calls `run`."""
-        self.replies.send_state(self.request, BUSY)  # before a question: it is asked in this cell
+        self.context.replies.send_state(
+            self.request, BUSY
+        )  # before a question: it is asked in this cell
         run_in_thread(
-            self.reactor, "permission", self.require_permission, self._start_kernel, self.fail
+            self.context.reactor,
+            "permission",
+            self.require_permission,
+            self._start_kernel,
+            self.fail,
         )
 
     def _start_kernel(self, _result: None) -> None:
         if not self._is_over:  # it may have been interrupted meanwhile
-            self.kernel.start()
+            self._kernel.start()
 
     def run(self) -> None:
         """Send it to the kernel, which is ready."""
         if not (self._is_over or self._is_sent):
             self._is_sent = True
-            self.kernel.send(
+            self._kernel.send(
                 Channel.SHELL, for_local_kernel(self.request.parts, {"code": self.code})
             )
 
     def interrupt(self) -> None:
         """Interrupt it, or end it while it has yet to be run."""
         if self._is_sent:
-            self.kernel.interrupt()
+            self._kernel.interrupt()
         else:
             self.fail(CalledOff("the cell was interrupted before it ran on this side."))
 
@@ -120,9 +147,9 @@ class LocalCell:
             return
         self._is_over = True
         if self._status:  # it has its reply: only the idle will not come any more
-            self.replies.send_state(self.request, IDLE)
+            self.context.replies.send_state(self.request, IDLE)
         else:
-            AnsweredCell(self.replies, self.request, count=1).fail(error)
+            AnsweredCell(self.context.replies, self.request, count=1).fail(error)
         self.on_over(False)
 
 

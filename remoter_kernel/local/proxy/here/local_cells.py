@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.local.proxy.here.local_cell import InternalExec, LocalCell, for_local_kernel
-from remoter_kernel.local.proxy.here.local_kernel import LocalComms, LocalKernel
+from remoter_kernel.local.proxy.here.local_cell import LocalCell, for_local_kernel
+from remoter_kernel.local.proxy.here.local_kernel import LocalComms
 from remoter_kernel.local.proxy.here.local_magics import (
     LocalCode,
     completeness,
@@ -20,7 +20,7 @@ from remoter_kernel.local.proxy.here.local_magics import (
     shift_request,
 )
 from remoter_kernel.local.proxy.here.permission import AccessKind, AccessRequest
-from remoter_kernel.local.proxy.here.push_pull import ObjectTransferCell, ObjectTransferContext
+from remoter_kernel.local.proxy.here.push_pull import ObjectTransferCell
 from remoter_kernel.local.proxy.replies import empty_reply
 from remoter_kernel.protocol.frames import Bytes, Channel, to_json
 from remoter_kernel.protocol.messages import (
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.local.proxy.here.cell_queue import CellQueue
-    from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.replies import ReplySender
-    from remoter_kernel.local.session.link import Link
-    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.local.proxy.here.local_cell import LocalCellContext
     from remoter_kernel.protocol.requests import Request
 
 # What a client sends while a cell is written.
@@ -50,25 +47,15 @@ RUN_SENTENCE = "runs code of this notebook in a Python kernel here"
 class LocalCells:
     """What of a notebook runs here."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        replies: ReplySender,
-        permission: Permission,
-        link: Link,
-        cell_queue: CellQueue,
-    ) -> None:
-        """`object_transfer` has to be set."""
-        self.object_transfer: ObjectTransferContext
-        self._reactor = reactor
-        self._replies = replies
-        self._permission = permission
+    def __init__(self, context: LocalCellContext, cell_queue: CellQueue) -> None:
+        self._context = context
+        self._replies = context.replies
         self._cell_queue = cell_queue
-        self._kernel = LocalKernel(reactor)
+        self._internal_exec = context.internal_exec
+        self._kernel = context.internal_exec.local_kernel
         self._kernel.on_message = self._on_kernel_message
         self._kernel.on_ready = self._on_kernel_ready
         self._kernel.on_end = self._on_kernel_end
-        self.internal_exec = InternalExec(link, self._kernel)
         self._comms = LocalComms()
         # Completion and the like that the local kernel was asked for, by message id, with how many
         # characters of the cell stand before its local code.
@@ -89,24 +76,14 @@ class LocalCells:
             return True
         if magic is None:
             return False
+        cell: LocalCell | ObjectTransferCell
         if isinstance(magic, LocalCode):
             access = AccessRequest(magic.verb, AccessKind.RUN, RUN_SENTENCE)
-            require = partial(self._permission.require, access, request)
-            self._cell_queue.enqueue_local(
-                LocalCell(
-                    request,
-                    magic.code,
-                    self._kernel,
-                    self._replies,
-                    self._reactor,
-                    require,
-                    self._on_cell_over,
-                )
-            )
+            require = partial(self._context.permission.require, access, request)
+            cell = LocalCell(request, magic.code, self._context, require, self._on_cell_over)
         else:
-            self._cell_queue.enqueue_local(
-                ObjectTransferCell(request, magic, self.object_transfer, self._on_cell_over)
-            )
+            cell = ObjectTransferCell(request, magic, self._context, self._on_cell_over)
+        self._cell_queue.enqueue_local(cell)
         return True
 
     def on_other_request(self, request: Request) -> bool:
@@ -138,7 +115,7 @@ class LocalCells:
 
     def consume_internal(self, parts: Sequence[Bytes]) -> bool:
         """Handle what comes of code of our own; False: it does not."""
-        internal = self.internal_exec
+        internal = self._internal_exec
         if not internal.remote_mark or not internal.is_internal(parts):
             return False
         internal.on_message(parts)
@@ -150,8 +127,8 @@ class LocalCells:
         What waited for it was answered by now.
         """
         if is_over:
-            self.object_transfer.prompter.drop_kernel_input(is_here=False)
-        self.internal_exec.on_link_failed(error, is_over=is_over)
+            self._context.prompter.drop_kernel_input(is_here=False)
+        self._internal_exec.on_link_failed(error, is_over=is_over)
         self._cell_queue.start_next()
 
     def on_remote_output(self, parts: Sequence[Bytes]) -> None:
@@ -181,7 +158,7 @@ class LocalCells:
         return cell if isinstance(cell, LocalCell) else None
 
     def _on_kernel_ready(self) -> None:
-        self.internal_exec.on_local_ready()
+        self._internal_exec.on_local_ready()
         if self._running:
             self._running.run()
 
@@ -193,11 +170,11 @@ class LocalCells:
 
     def _forget_kernel(self) -> None:
         self._comms.clear()
-        self.object_transfer.prompter.drop_kernel_input(is_here=True)
+        self._context.prompter.drop_kernel_input(is_here=True)
 
     def _on_kernel_end(self, error: RemoterError) -> None:
         self._forget_kernel()
-        self.internal_exec.on_local_died(error)
+        self._internal_exec.on_local_died(error)
         pending, self._pending = self._pending, {}
         for request, _ in pending.values():
             self._replies.reply_error(request, error)
@@ -207,7 +184,7 @@ class LocalCells:
     def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
         parent = header_of(parts[PARENT])
         if self._kernel.is_own_request(parent):
-            self.internal_exec.on_message(parts)
+            self._internal_exec.on_message(parts)
             return
         kind = str(header_of(parts[HEADER]).get("msg_type", ""))
         name = str(parent.get("msg_id", ""))
@@ -231,7 +208,7 @@ class LocalCells:
         send = partial(self._replies.forward_local, channel, request)
         if channel is Channel.STDIN:
             answer = partial(self._kernel.send, channel)
-            prompter = self.object_transfer.prompter
-            prompter.relay_input_request(request, parts, send, answer, is_here=True)
+            relay = self._context.prompter.relay_input_request
+            relay(request, parts, send, answer, is_here=True)
         else:
             send(parts)

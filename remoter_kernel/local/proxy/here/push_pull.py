@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,14 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.login.login import Login
-    from remoter_kernel.local.proxy.here.local_cell import InternalExec, OnDone
+    from remoter_kernel.local.proxy.here.local_cell import LocalCellContext, OnDone
     from remoter_kernel.local.proxy.here.local_magics import ObjectTransferSpec
-    from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.prompter import StdinPrompter
-    from remoter_kernel.local.proxy.replies import ReplySender
-    from remoter_kernel.local.session.dialer import SessionDialer
-    from remoter_kernel.local.session.link import Link
-    from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
 
 LINK_BACK_WITHIN = 300.0  # seconds that a lost link is waited for
@@ -65,30 +59,13 @@ class NotCarried(RemoterError):
     """An object stayed where it was."""
 
 
-@dataclass(frozen=True)
-class ObjectTransferContext:
-    """What of the proxy a transfer of objects needs."""
-
-    reactor: Reactor
-    replies: ReplySender
-    prompter: StdinPrompter
-    permission: Permission
-    internal_exec: InternalExec
-    link: Link
-    dialer: SessionDialer
-    language: Callable[[], str]  # of the remote kernel
-    count: Callable[[], int]  # the number of the last cell there
-    # Folders on the remote that could not be removed: the next transfer tries again.
-    leftover_folders: list[str] = field(default_factory=list)
-
-
 @dataclass
 class ObjectTransferCell:
     """A cell that carries objects."""
 
     request: Request
     spec: ObjectTransferSpec
-    context: ObjectTransferContext
+    context: LocalCellContext
     on_over: Callable[[bool], None]  # with whether all was well
     _is_cancelled: bool = False
 
