@@ -103,7 +103,7 @@ class FailedLink:
                 self.replies.notify(request.header, f"{where}{error.what} {RUN_A_CELL}")
 
 
-def answer_what_is_lost_there(link: Link, requests: Requests, replies: ReplySender) -> None:
+def fail_lost_requests(link: Link, requests: Requests, replies: ReplySender) -> None:
     """Answer what one evaluator has confirmed, and the next one knows nothing of."""
     for request in unanswered_remote(requests):
         if link.is_lost_there(request.channel, request.number):

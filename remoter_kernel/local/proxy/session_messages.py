@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks
 from remoter_kernel.local.config.remotes import remember_kernel_info
-from remoter_kernel.local.proxy.failures import FailedLink, answer_what_is_lost_there
+from remoter_kernel.local.proxy.failures import FailedLink, fail_lost_requests
 from remoter_kernel.local.proxy.handlers import mark_sent, send_held_requests
 from remoter_kernel.local.proxy.replies import BUSY_AND_IDLE
 from remoter_kernel.local.proxy.request_queries import find_open_remote
@@ -173,7 +173,7 @@ class SessionMessages:
     def _on_link_up(self) -> None:
         context = self.context
         context.kernel.start_error = None
-        answer_what_is_lost_there(context.link, context.requests, context.replies)
+        fail_lost_requests(context.link, context.requests, context.replies)
         welcome, address = context.link.welcome, context.dialer.session_info
         if context.link.pacer and address:
             context.link.pacer.backlog.session = (

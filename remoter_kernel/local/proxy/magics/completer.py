@@ -19,7 +19,6 @@ from remoter_kernel.local.proxy.magics.help import (
     SESSION,
     VERB,
     inspect_text,
-    usage_of,
 )
 from remoter_kernel.local.proxy.replies import run_in_thread
 from remoter_kernel.local.session.session_cache import load_sessions
@@ -172,7 +171,7 @@ def word_kind(words: Sequence[str]) -> str:
     """Say what the last of these words is; the first is the verb."""
     if len(words) == 1:
         return VERB
-    kinds = usage_of(words[0]).kinds
+    kinds = HELP[words[0]].kinds if words[0] in HELP else ()
     return kinds[min(len(words) - 2, len(kinds) - 1)] if kinds else ""
 
 

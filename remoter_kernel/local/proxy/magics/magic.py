@@ -38,7 +38,6 @@ from remoter_kernel.local.proxy.magics.help import (
     HELP,
     summary_text,
     unknown_verb_error,
-    usage_of,
     verb_text,
 )
 from remoter_kernel.local.proxy.replies import AnsweredCell, IopubMessage, run_in_thread
@@ -89,8 +88,8 @@ def parse_magic(code: str) -> ParsedMagic | None:
     line = (found[1] or "").strip() or "help"
     verb, *words = line.split()
     if verb not in HELP:
-        raise unknown_verb_error(verb, HELP)
-    if verb not in TRANSFERS and len(words) > len(usage_of(verb).kinds):
+        raise unknown_verb_error(verb)
+    if verb not in TRANSFERS and len(words) > len(HELP[verb].kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if verb == "status" and words not in ([], [REQUESTS_OPTION]):
         raise Usage(f"%remoter status takes no further words but {REQUESTS_OPTION}.")
@@ -176,7 +175,7 @@ class Magics:
             "keep": self._keep,
             "stop": self._stop,
             "timer": self._toggle_timer,
-            "help": lambda verb="": verb_text(verb, HELP) if verb else summary_text(HELP),
+            "help": lambda verb="": verb_text(verb) if verb else summary_text(),
         }
         try:
             cell.write(verbs[magic.verb](*magic.arguments))
