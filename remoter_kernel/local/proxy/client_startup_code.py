@@ -50,6 +50,7 @@ class ClientStartupCode:
         held, self._held = self._held, []
         for request in held:
             self.link.send(request.channel, list(request.parts))
+            # Its client was answered: the reply from there is for nobody.
             self.requests.move(request, Stage.QUEUED)
             self.requests.move(request, Stage.DONE, "nobody waits for its reply")
 
@@ -66,6 +67,6 @@ def is_client_code(content: dict[str, Any]) -> bool:
     """Is what is to be run a client's own code, in which nobody can be asked anything?"""
     if content.get("silent"):
         return not content.get("allow_stdin", True)
-    # VS Code, which starts kernels itself, does not call its code silent, but keeps it out of the
-    # history. A Jupyter server gives its process number: then a person has asked for that.
+    # VS Code does not call its code silent, but keeps it out of the history. It starts kernels by
+    # itself, and not by Jupyter's launcher, which gives them its process number.
     return not (content.get("store_history", True) or machine.has_pid())

@@ -73,6 +73,7 @@ class FailedLink:
         `is_final`: nothing of the session will ever come; `allows_stdin`: are there clients that
         allow questions? One that never does (nbclient) has nobody who would run another cell.
         """
+        # The next cell that is run dials again, and is the one in which to ask.
         if isinstance(error, NeedsPerson):
             if self.prompter.can_prompt():  # a cell was run while nobody could be asked
                 self.link.connect()
@@ -82,6 +83,7 @@ class FailedLink:
         is_final |= isinstance(error, NoSuchSession)
         for request in unanswered_remote(self.requests):
             was_withdrawn = self.link.cancel_unsent(request.channel, request.number)
+            # What has left this machine may be running there; else nobody will answer it.
             if was_withdrawn or is_final or not self.link.ever_connected:
                 self.replies.reply_error(request, error)
             elif shows_output(request):  # it may be running there, and sends nothing for now
@@ -174,6 +176,7 @@ class UndeliverableMessageNotice:
         name = str(cell.get("msg_id", ""))
         if not name or name in self._shown_in:  # of a flood, one line
             return
+        # In order of coming: the oldest one is forgotten first.
         self._shown_in[name] = None
         if len(self._shown_in) > MOST_CELLS:
             del self._shown_in[next(iter(self._shown_in))]

@@ -169,9 +169,11 @@ def send_to_session(context: ProxyContext, request: Request) -> None:
 
 def send_cell(context: ProxyContext, cell: Request) -> None:
     """Send a cell: someone wants to compute, so a link that has failed tries again now."""
+    # While it dials, or is up, the link sends by itself what is in its outbox.
     if context.link.state not in {LinkState.FAILED, LinkState.WAITING}:
         send_to_session(context, cell)
         return
+    # It could not run anything, and a kernel is started by a new session only.
     if context.kernel.start_error:  # a session without a kernel is left behind
         context.kernel.start_error = None
         context.dialer.reset()
@@ -228,6 +230,7 @@ def interrupt(context: ProxyContext, request: Request) -> HandlerResult:
 
 def shutdown(context: ProxyContext, request: Request) -> HandlerResult:
     """End this process; the session ends, restarts or stays, as it is meant."""
+    # The first one is on its way to the session: nothing is to be added.
     if context.shutdown.is_exiting:
         context.requests.move(request, Stage.CANCELLED, "it ends already")
         return HandlerResult.HANDLED
@@ -263,12 +266,14 @@ def notebook_detection(context: ProxyContext, request: Request) -> HandlerResult
 
 def startup_code(context: ProxyContext, request: Request) -> HandlerResult:
     """Answer a client's own code where it must not wait for a person or a session."""
+    # Elsewhere it runs as any cell: then its order among others is the client's.
     is_early = context.waits_for_person or context.notebook_detector.is_waiting
     return _result(is_handled=is_early and context.startup_code.reply_early(request))
 
 
 def dead_kernel(context: ProxyContext, request: Request) -> HandlerResult:
     """Refuse a cell of a client that should see its kernel die."""
+    # Missing means yes, as Jupyter's messaging page has it.
     context.kernel.allows_stdin |= bool(request.content.get("allow_stdin", True))
     return _result(is_handled=context.dead_kernel.reply_if_dead(request))
 

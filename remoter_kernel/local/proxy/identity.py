@@ -49,6 +49,7 @@ class ProxyIdentity:
         self._link = link
         self._dialer = dialer
         self._remote_name = remote_name
+        # On the wall clock: the exit of another process is compared with it.
         self._started = time.time()
         self._liveness_lock = LivenessLock("")
         self._notebook = ""  # of a client that starts kernels itself
@@ -61,6 +62,7 @@ class ProxyIdentity:
     def start(self) -> None:
         """Lock this proxy's file, and give the dialer what is known of it."""
         self._announce(self._dialer.session_request.kernel_id)
+        # Jupyter's own launcher sets one of these, or both; VS Code starts kernels by itself.
         is_started_by_jupyter = machine.has_pid() or SESSION_NAME_VARIABLE in os.environ
         if is_started_by_jupyter or self._dialer.session_request.session:
             self._dialer.notebook_identity = NotebookIdentity(
@@ -127,6 +129,7 @@ class ClientNotebookDetector:
 
     def on_request(self, request: Request) -> None:
         """Wait no more if this names the notebook, or is what a person waits for."""
+        # What a person types says nothing, and can wait.
         if not self.is_waiting or request.type in INTERACTIVE_REQUESTS:
             return
         notebook = ""

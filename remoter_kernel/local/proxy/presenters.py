@@ -58,6 +58,7 @@ class EarlyBusy:
         if before is not Stage.RECEIVED or not request.identities:
             return
         if request.type == "is_complete_request":
+            # A notebook's page never asks this: its cells are left alone.
             self._console_client = request.identities
         elif request.is_cell and not request.is_over and self._console_client == request.identities:
             self._console_client = []
@@ -106,6 +107,7 @@ class WaitingNotices:
             if shows_output(request) and not request.is_here and request not in self._timers:
                 self.replies.send_state(request, BUSY)  # for consoles, see `EarlyBusy`
                 show = partial(self._show, request)
+                # Kept after it was shown, too: one notice for each cell.
                 self._timers[request] = self.reactor.call_later(NOTICE_AFTER, show)
 
     def _show(self, request: Request) -> None:
@@ -184,6 +186,7 @@ def show_in_first(replies: ReplySender, requests: Iterable[Request], text: str) 
 
 def joined_text(address: SessionInfo, notebook: str, now: float, *, is_busy: bool) -> str:
     """Tell that this is the session that the notebook had before; `now`: seconds since 1970."""
+    # By the clock of this machine, as the person reads it.
     days = "%a" if now - address.begun < WEEK else "%Y-%m-%d"
     begun = time.strftime(f"{days} %H:%M", time.localtime(address.begun))
     running = " A cell is still running there." if is_busy else ""

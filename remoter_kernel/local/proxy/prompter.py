@@ -146,6 +146,7 @@ class StdinPrompter:
         if instruction and not texts:  # touch the token, say: nothing is to be typed
             self._call(self._show_text, f"{prompt_prefix(host)}{instruction}")
         elif instruction:
+            # In the question itself: what is printed may scroll away before its box opens.
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
             self._prompt(text, is_hidden=not prompt.is_shown, withdrawn=withdrawn)
@@ -174,6 +175,7 @@ class StdinPrompter:
     ) -> str:
         answer: AnswerQueue = queue.SimpleQueue()
         content = {"prompt": f"{text} ", "password": is_hidden}
+        # By polling: a question that is taken back must not wait for the one before it.
         while not self._lock.acquire(timeout=POLL_EVERY):
             if withdrawn.is_set():
                 raise Withdrawn
@@ -239,8 +241,10 @@ class StdinPrompter:
             client = prompt.request.identities
             if not (self._kernel_input.is_ambiguous(client) or self._boxes.is_ambiguous(client)):
                 name = self._replies.send_input_request(prompt.request, prompt.content)
+                # From now on a reply that names it is for nobody else, however late.
                 self._boxes.headers[name] = prompt.request.header
                 prompt.message_id = name
+        # Each may have to wait again, for one that goes out before it.
         held, self._held = self._held, []
         for question in held:
             self._forward_or_hold(question)
@@ -356,6 +360,7 @@ class StdinPrompter:
         client = reply.identities
         parent = str(header_of(reply.parts[PARENT]).get("msg_id") or "")
         prompt = self._pending
+        # Who else is connected to this kernel was not asked.
         if prompt and prompt.request.identities != client:
             prompt = None
         if parent in self._boxes.headers:
@@ -563,6 +568,7 @@ def mark_lookalike(parts: list[Bytes], whose: str) -> list[Bytes]:
     prompt = content.get("prompt")
     if not isinstance(prompt, str) or not looks_like_ours(prompt):
         return parts
+    # Each line says whose it is: a kernel could write what looks like the end of its question.
     lines = [strip_controls(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
     words = to_json({**content, "prompt": f"{marked} "})
@@ -576,6 +582,7 @@ def looks_like_ours(prompt: str) -> bool:
     """
     if len(prompt) > LONGEST_PROMPT:  # nobody reads that, and what it hides would take long to find
         return True
+    # Letters alone: signs in between, or other forms of the same letters, change nothing.
     wanted = _bare_letters(OWN_TAG)
     if wanted in _bare_letters(prompt):
         return True

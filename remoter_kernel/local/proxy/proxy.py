@@ -77,6 +77,7 @@ class KernelProxy:
             arguments=arguments,
             session=session,
         )
+        # A link that hands on no more than clients take leaves the rest in the session's journal.
         self.link = Link(self.reactor, self.dialer, sockets.has_room)
         # A remote that cannot be read has its name all the same.
         self._lookup = RemoteLookup(remote_name, THIS_MACHINE)
@@ -101,6 +102,7 @@ class KernelProxy:
             reactor, link, dialer, replies, self._describe_requests, queue, permission, shutdown
         )
         internal_exec = InternalExec(link, LocalKernel(reactor))
+        # In the order of the fields of `LocalCellContext`.
         common = reactor, replies, prompter, permission, internal_exec, link, dialer
         local = LocalCellContext(*common, lambda: kernel.language, magics.execution_count)
         return handlers.ProxyContext(
@@ -143,11 +145,13 @@ class KernelProxy:
         link.on_state = self._session_messages.on_link_state
         context.shutdown.start()
         SuspendDetector(self.reactor, link.probe_now).start()
+        # They have subscribed while this process was starting.
         self.sockets.welcome_subscribers()
         context.replies.publish("status", {"execution_state": "starting"})
         self._identity.start()
         link.connect()
         self.reactor.run()
+        # A local cell would keep its thread, and this process, alive.
         context.cell_queue.interrupt()
         self._identity.close(is_without_command=not context.shutdown.is_exiting)
         context.local_cells.close()

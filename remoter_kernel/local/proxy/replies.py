@@ -74,6 +74,7 @@ class ReplySender:
 
         `has_states`: the remote kernel sends busy and idle itself.
         """
+        # What was sent is the remote kernel's still: its late reply finds the request over.
         request.is_here |= request.stage < Stage.QUEUED
         if not has_states:
             self.send_state(request, BUSY)
@@ -165,6 +166,7 @@ class ReplySender:
     def _compose_and_publish(
         self, kind: str, content: dict[str, Any], header: Header | None
     ) -> None:
+        # As ipykernel has them: some clients subscribe to one kind alone.
         topic = f"kernel.{self._kernel_id}.{kind}".encode()
         if kind == "status":
             self.last_state = str(content.get("execution_state"))

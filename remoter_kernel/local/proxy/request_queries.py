@@ -31,6 +31,7 @@ def remote_cells(requests: Requests) -> list[Request]:
 
 def unfinished_remote_cells(requests: Requests) -> list[Request]:
     """List the cells that were given to the link and lack their reply or their idle."""
+    # Also those with a reply: the kernel sends their last outputs before the idle.
     return [each for each in requests if each.is_cell and is_remote(each)]
 
 
@@ -54,6 +55,7 @@ def first_running_cell(requests: Requests, but: str = "") -> Request | None:
 def find_open_remote(requests: Requests, name: str) -> Request | None:
     """Return the request with this id to which the remote kernel may reply."""
     request = requests.get(name)
+    # A kernel may name any id as a parent, also that of what was never sent there.
     is_awaited = request is not None and request.is_open and is_remote(request)
     return request if is_awaited else None
 

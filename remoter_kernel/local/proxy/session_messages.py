@@ -68,6 +68,7 @@ class SessionMessages:
         if state is LinkState.WAITING:
             mark_sent(context, "the link was lost meanwhile")
         for presenter in self.presenters:
+            # Before the rest: a notice is taken away before the cell prints, or fails.
             presenter.on_link_state()
         if state is LinkState.UP:
             self._on_link_up()
@@ -119,6 +120,7 @@ class SessionMessages:
         if request is None:  # another proxy of this session has asked, or one before this
             return
         if request.is_cell:
+            # Kept as it came: its count is read when a magic needs it.
             context.magics.last_reply = bytes(parts[CONTENT])
         # Before the request moves: if this raises, the link reports it (`on_rejected`) in the
         # place of the reply, which must still be awaited then.
@@ -179,6 +181,7 @@ class SessionMessages:
             context.link.pacer.backlog.session = (
                 address.session
             )  # stands in "… more: remoter outputs"
+        # Somebody has run `%remoter keep` in this session.
         if welcome.get("keep"):
             context.shutdown.keep_session()
         if address:

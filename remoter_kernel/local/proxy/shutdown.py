@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.reactor import Reactor, Timer
 
+# Longer than jupyter_client takes from one to the other, and too short for a person to notice.
 HOLD_INTERRUPT_FOR = 0.15  # seconds
 POLL_PARENT_EVERY = 1.0  # seconds
 

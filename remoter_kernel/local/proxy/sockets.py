@@ -129,6 +129,7 @@ class Sockets:
 
     def _bind(self, handle: zmq.Socket[bytes], port: str) -> None:
         about = self.connection
+        # The default is for ever: a client that is stopped would keep this process.
         handle.linger = LINGER_MS
         if about.get("curve_secretkey"):
             handle.curve_server = True

@@ -63,6 +63,7 @@ class CellQueue:
     def on_move(self, request: Request, before: Stage) -> None:
         """Note that the proxy has answered a remote cell itself, as its kernel will not."""
         is_lost = request.stage in {Stage.FAILED, Stage.CANCELLED} and before >= Stage.QUEUED
+        # Its kernel would have aborted those behind it, which are held here.
         if is_lost and self._queue and request.is_cell:
             self._has_failed |= request.stops_on_error
 
@@ -96,6 +97,7 @@ class CellQueue:
         cell, self.running_local = self.running_local, None
         if cell and not is_well and cell.request.stops_on_error:
             self._abort_all()
+        # All of them at once: the remote kernel has a queue of its own.
         while self._queue and self._queue[0].cell is None:
             self.send_remote(self._queue.popleft().request)
         self.start_next()
@@ -105,6 +107,7 @@ class CellQueue:
         if self.running_local:
             self.running_local.interrupt()
             return True
+        # A remote cell that runs is interrupted there, by the handler.
         if not self._queue or remote_cells(self.requests):
             return False
         self.abort(self._queue.popleft().request)  # it waits for its session

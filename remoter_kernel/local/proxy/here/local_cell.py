@@ -103,6 +103,7 @@ class LocalCell:
     def run(self) -> None:
         """Send it to the kernel, which is ready."""
         if not (self._is_over or self._is_sent):
+            # The kernel may say twice that it is ready: the code runs once.
             self._is_sent = True
             self._kernel.send(
                 Channel.SHELL, for_local_kernel(self.request.parts, {"code": self.code})
@@ -146,6 +147,7 @@ class LocalCell:
         if self._is_over:
             return
         self._is_over = True
+        # A kernel may die between its reply and its idle.
         if self._status:  # it has its reply: only the idle will not come any more
             self.context.replies.send_state(self.request, IDLE)
         else:
@@ -195,6 +197,7 @@ class InternalExec:
 
     def run_locally(self, code: str, then: OnDone) -> None:
         """Run code in the local kernel, which may have to be started."""
+        # One at a time: `CellQueue` lets one local cell run.
         self._waiting_local = code, then
         self.local_kernel.start()
 
@@ -209,6 +212,7 @@ class InternalExec:
     def interrupt(self) -> None:
         """Interrupt what runs."""
         if self._request_id and self._is_remote:
+            # Its id goes along, so that no cell of a client is hit.
             command = {"order": "interrupt", "cells": [self._request_id]}
             self.link.send(Channel.COMMAND, [to_json(command)])
         elif self._request_id:
@@ -224,6 +228,7 @@ class InternalExec:
     def on_message(self, parts: Sequence[Bytes]) -> None:
         """Handle what comes of code of ours, from either kernel; only its reply matters."""
         header, parent = header_of(parts[HEADER]), header_of(parts[PARENT])
+        # A reply to what was given up may come late.
         if header.get("msg_type") != "execute_reply" or parent.get("msg_id") != self._request_id:
             return
         content = content_of(parts)
@@ -244,6 +249,7 @@ class InternalExec:
     def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
         """End what was never sent; what may be running there is waited for."""
         if self._request_id and self._is_remote:
+            # What was sent may have been done: its reply says so once the link is back.
             withdrawn = self.link.cancel_unsent(Channel.SHELL, self._number)
             if withdrawn or is_over or not self.link.ever_connected:
                 self._finish(error)

@@ -88,6 +88,7 @@ class LocalCells:
 
     def on_other_request(self, request: Request) -> bool:
         """Handle any other request that is for the local kernel; False: it is not."""
+        # A widget sends these at any time, also while a cell runs: they do not wait for it.
         if self._comms.is_for_local_kernel(request):
             self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, {}))
             return True
@@ -96,6 +97,7 @@ class LocalCells:
         content = request.content
         code = str(content.get("code", ""))
         complete = completeness(code) if request.type == "is_complete_request" else None
+        # Without any kernel: a console waits for this at each Enter.
         if complete:
             self._replies.reply(request, complete)
             return True
@@ -107,6 +109,7 @@ class LocalCells:
         if changes is None or not self._kernel.is_ready or self._cell_queue.running_local:
             self._replies.reply(request, empty_reply(request) or {})
             return True
+        # The reply counts characters from the local code, and clients from the cell.
         self._pending[request.id] = request, local.begin
         self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, changes))
         return True
@@ -163,6 +166,7 @@ class LocalCells:
             self._running.run()
 
     def _on_cell_over(self, is_well: bool) -> None:  # noqa: FBT001 - called with that alone
+        # Its kernel ends by itself soon; a cell that is queued behind must not reach that one.
         if self._running and self._running.has_exited:
             self._kernel.stop()
             self._forget_kernel()
@@ -175,6 +179,7 @@ class LocalCells:
     def _on_kernel_end(self, error: RemoterError) -> None:
         self._forget_kernel()
         self._internal_exec.on_local_died(error)
+        # Clients wait for each of them.
         pending, self._pending = self._pending, {}
         for request, _ in pending.values():
             self._replies.reply_error(request, error)
@@ -199,6 +204,7 @@ class LocalCells:
             self._replies.forward_local(channel, None, parts)
             if kind == "status":
                 self._replies.republish_busy()
+        # Whatever else it replies to has no client that waits.
         elif name in self._pending:
             request, begin = self._pending.pop(name)
             parts[CONTENT] = to_json(shift_reply(content_of(parts), begin))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
 
+# Generous: a cold disk and a busy machine take their time over such imports.
 READY_WITHIN = 60.0  # seconds
 POLL_EVERY = 0.5  # seconds between two looks at whether the process lives
 # Seconds for its own end, before it is killed: Jupyter gives a kernel that restarts two.
@@ -97,6 +98,7 @@ class LocalKernel:
     def interrupt(self) -> None:
         """Interrupt what it runs."""
         if self._manager and self.is_ready:
+            # One that is starting has nothing to interrupt, and a signal would end it.
             self._manager.interrupt_kernel()
 
     def close(self) -> None:
@@ -127,6 +129,7 @@ class LocalKernel:
             self._on_gone(error)
 
     def _connect(self, token: object, manager: KernelManager) -> None:
+        # It was stopped while it started: nobody waits for it.
         if token is not self._start_token or self._is_closed:
             _shut_down_later(manager)
             return
@@ -154,6 +157,7 @@ class LocalKernel:
             self.on_message(channel, parts)
 
     def _poll_alive(self, manager: KernelManager) -> None:
+        # Another kernel has taken its place.
         if manager is not self._manager or self._client is None:
             return
         if manager.is_alive():

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.protocol.requests import Request
 
+# Enter alone is a no: it is pressed without reading.
 YES, NO = ("yes", "y"), ("no", "n", "")
 LONGEST_LINE = 300  # characters: what a cell says must not push the question out of sight
 LONGEST_PATH = 500  # characters; what cannot be shown whole is not asked about
 MOST_PATHS = 8  # outside of the folder that are asked about for one cell
+# Nothing of it is kept on disk: a file could be written by a cell that was allowed to.
 UNTIL = "until this kernel is restarted or shut down"
 ANSWER = "Allow that? yes or no:"
 
@@ -61,6 +63,7 @@ class LocalPath(NamedTuple):
 
     def covers(self, other: LocalPath) -> bool:
         """Is a yes to this place a yes to the other one, too?"""
+        # A folder that was allowed covers what is created in it later.
         if self.is_folder:
             return other.path.is_relative_to(self.path)
         return other.path == self.path and not other.is_folder
@@ -104,8 +107,10 @@ class Permission:
 
     def require(self, wanted: AccessRequest, cell: Request) -> None:
         """Go on only if a cell may do all of that; blocks for as long as a person takes."""
+        # Held while a person is asked: that is why this is never called in the proxy's thread.
         with self._lock:
             self.check_rule(wanted.verb)
+            # Places were resolved: a link below the folder that leads elsewhere is outside.
             outside = [place for place in wanted.paths if not self._folder.covers(place)]
             asked = [place for place in outside if not self._is_allowed(wanted.kind, place)]
             if len(asked) > MOST_PATHS:  # nobody reads so many questions before they say yes
@@ -114,6 +119,7 @@ class Permission:
                     f"Each is asked about, and more than {MOST_PATHS} at once are refused.",
                     "Name fewer of them, or use the command at a terminal.",
                 )
+            # Where all is outside, a yes to the folder would allow more than the cell wants.
             if not wanted.paths or len(outside) < len(wanted.paths):
                 self._require_kind(wanted, len(outside), cell)
             for number, place in enumerate(asked, 1):
@@ -158,6 +164,7 @@ class Permission:
                     return
                 if answer in NO:
                     break
+        # No answer is a no; it is not for a cell to ask again.
         except (NeedsPerson, NotAnswered):
             pass
         raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
@@ -166,12 +173,14 @@ class Permission:
 def local_path(path: str, name: str = "") -> LocalPath:
     """Return where a path of this machine leads; one that ends with a separator means a folder."""
     is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
+    # `realpath`: also of what does not exist yet, as a target need not.
     return LocalPath(Path(os.path.realpath(path)), is_folder, name)
 
 
 def format_names(names: Sequence[str], what: str) -> str:
     """Name all of them, or say how many there are: half a list hides the other half."""
     line = _one_line(", ".join(names))
+    # Half of a line: the rest of the sentence is to be read, too.
     return line if len(line) <= LONGEST_LINE // 2 else f"{len(names)} {what}"
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from remoter_kernel.local.proxy.here.local_magics import ObjectTransferSpec
     from remoter_kernel.protocol.requests import Request
 
+# What is carried is in a file at one end: after a cut it goes on where it was.
 LINK_BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 POLL_EVERY = 0.2  # seconds
 LARGEST_FILE = 2**63  # bytes; no file is so large
@@ -101,8 +102,10 @@ class ObjectTransferCell:
         pulls = f"puts {names} of {remote} into a Python kernel here"
         sentence = pushes if spec.verb == "push" else pulls
         access = AccessRequest(f"%remoter {spec.verb}", AccessKind.RUN, sentence)
+        # Before anything is looked at: without a yes not even the link matters.
         context.permission.require(access, self.request)
         address = context.dialer.session_info
+        # A link that has failed comes back only when a cell is sent: waiting would be in vain.
         if address is None or context.link.state is LinkState.FAILED:
             self._fail_link_down()
         if context.link.state is not LinkState.UP:
@@ -129,6 +132,7 @@ class ObjectTransferCell:
         locally, remotely = partial(self._run_locally, path), partial(self._run_remotely, there)
         is_push = self.spec.verb == "push"
         packed = (locally if is_push else remotely)("pack")
+        # What a kernel says of its file; how much is read is bounded by that.
         size = _packed_size(packed)
         self._check_size(size)
         if is_push:
@@ -189,6 +193,7 @@ class ObjectTransferCell:
             raise NotCarried(f"{format_size(size)} were not carried: {limit}.", f"{verb} … --yes")
 
     def _run_locally(self, path: Path, do: str) -> dict[str, Any]:
+        # By a file, and not as output: that would go into the session's journal.
         answer = path.with_name("answer")
         code = python_code(self._job(do, str(path), str(answer)))
         self._run_code(partial(self.context.internal_exec.run_locally, code))
@@ -214,6 +219,7 @@ class ObjectTransferCell:
     def _run_code(self, start: Callable[[OnDone], None]) -> None:
         """Have code run in a kernel, and wait for its end."""
         self._check_cancelled()
+        # The kernel's messages come in the proxy's thread, and this waits in another one.
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
         self.context.reactor.call_soon_threadsafe(partial(start, over.put))
         if error := over.get():
@@ -248,6 +254,7 @@ def _check_spec(spec: ObjectTransferSpec, language: str) -> None:
     is_r = language == "R"
     if language not in {"python", "R"}:
         raise Usage(f"Objects are carried to and from Python and R, and not {language}.")
+    # Said before anything is packed.
     if is_r and spec.is_pickled:
         raise Usage("R reads no pickles; nothing was carried.")
     is_push = spec.verb == "push"

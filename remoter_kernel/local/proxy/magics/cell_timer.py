@@ -61,6 +61,7 @@ class CellTimer:
 
     def on_move(self, request: Request, before: Stage) -> None:
         """Note when a cell for the remote kernel has come; forget one that is over."""
+        # At its first move: after that it may have waited here for other cells.
         if before is Stage.RECEIVED and self.is_on and _must_time(request):
             self._timed[request.id] = request, self._snapshot()
         elif self._timed and request.is_over:
@@ -85,6 +86,7 @@ class CellTimer:
         if state == "busy":
             self._busy_dates[name] = date
         elif state == "idle":
+            # None where its busy came before the timer was turned on.
             begun = self._busy_dates.pop(name, None)
             if name in self._timed:
                 self._show(*self._timed.pop(name), seconds_between(begun, date))
@@ -114,6 +116,7 @@ def format_timing(there: float | None, whole: float, sent: int, received: int) -
     traffic = f"{format_size(sent)} sent, {format_size(received)} received"
     if there is None:
         return f"[remoter] {whole:.3f} s in all, {traffic}"
+    # A clock there that was set meanwhile gives any number.
     link = max(0.0, whole - there)
     return f"[remoter] {there:.3f} s there, {link:.3f} s on the link, {traffic}"
 
@@ -122,6 +125,7 @@ def seconds_between(begin: object, end: object) -> float | None:
     """Return the time between two dates of one clock; None if they are none."""
     fromisoformat = datetime.fromisoformat
     try:
+        # Python 3.11 is the first that reads the Z at the end of a date.
         return max(0.0, (fromisoformat(str(end)) - fromisoformat(str(begin))).total_seconds())
     except (TypeError, ValueError):
         return None

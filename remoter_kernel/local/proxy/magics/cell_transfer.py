@@ -75,6 +75,7 @@ class TransferRequest(NamedTuple):
 def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     """Read what stands after the verb, as a shell would; `Usage` if that cannot be."""
     splitter = shlex.shlex(line, posix=True, punctuation_chars=False)
+    # Else `#`, and every sign that is no letter, would end a word: paths have all of them.
     splitter.whitespace_split, splitter.commenters = True, ""
     if os.name == "nt":
         splitter.escape = ""  # it separates folders there
@@ -86,6 +87,7 @@ def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     is_dry = False
     names: list[str] = []
     for place, word in enumerate(words):
+        # As in a shell: what follows may begin with dashes.
         if word == "--":
             names += words[place + 1 :]
             break
@@ -108,6 +110,7 @@ class TransferDisplay:
 
     cell: AnsweredCell
     shown: TransferProgress | None = None  # as it was shown last
+    # Clients find the display by this, among those of all cells.
     _id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def show(self, progress: TransferProgress) -> None:
@@ -141,6 +144,7 @@ class CellTransfer:
     def start(self) -> None:
         """Say that it runs, and work in a thread."""
         self.cell.start()
+        # From now on, and not since it was queued: it may have waited for long.
         self._shown_at = time.monotonic() + FIRST_SHOWN_AFTER - SHOW_EVERY
         run_in_thread(self.reactor, "file transfer", self._run_transfer, self._finish, self._finish)
 
@@ -192,6 +196,8 @@ class CellTransfer:
         wanted = AccessRequest(self.spec.verb, AccessKind.WRITE, what, places)
         self.permission.require(wanted, self.request)
         _raise_if_moved(place)
+        # The place that was asked about, with its links resolved: one that is put there meanwhile
+        # must not lead elsewhere.
         real = str(place.path)
         to = real.rstrip(os.sep) + os.sep if place.is_folder else real
         return Transfer(replace(spec, to=to), remote, self._log_in, self._on_progress)
@@ -206,6 +212,7 @@ class CellTransfer:
         else:
             prompter = dialer.prompter if dialer.can_prompt() else None
             login = log_in_by_keeper(remote, prompter, on_try=self._on_login, in_doubt=in_doubt)
+        # Of its own, and not the link's: so much data would hold up what cells print.
         with contextlib.closing(login):
             yield login
 
@@ -226,6 +233,7 @@ class CellTransfer:
 
     def _report(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
         """Show what came of it."""
+        # Of a dry run these are all that there is to show.
         lines = list(result.dry_run)
         if result.has_arrived:
             if self._display.shown and not result.troubles:

@@ -66,8 +66,10 @@ class Completer:
         return bool(text)
 
     def _complete(self, request: Request) -> bool:
+        # What stands behind the cursor is not replaced.
         line = line_before_cursor(request.content)
         words = split_words(line)
+        # `%local` is for Python: its kernel completes what follows (`local_cells`).
         if len(words) < 2 or words[0].text != MAGICS[0]:  # noqa: PLR2004 - a verb follows
             return False
         kind = word_kind([word.text for word in words[1:]])
@@ -126,6 +128,7 @@ class Completer:
         dialer = self.dialer
         if not dialer.login:
             return []
+        # Relative paths are those of the session's folder, as in `%remoter put`.
         fields = {"verb": "paths", "begin": begin, "most": MOST_PATHS}
         fields["cwd"] = dialer.remote_cwd(dialer.remote)
         answer, _ = query_remote(dialer.login, dialer.remote, fields, seconds=COMPLETE_WITHIN)
@@ -153,8 +156,10 @@ def split_words(line: str) -> list[ShellWord]:
     for place, sign in enumerate(line):
         if is_escaped:
             text, is_escaped = text + sign, False
+        # On Windows it separates folders; between single quotes it means itself.
         elif sign == "\\" and os.sep == "/" and quote != "'":
             is_escaped = True
+        # A quote may stand inside of a word, as in a shell.
         elif quote or sign in "'\"":
             text += sign if quote not in {"", sign} else ""
             quote = sign if not quote else "" if sign == quote else quote
@@ -171,6 +176,7 @@ def word_kind(words: Sequence[str]) -> str:
     """Say what the last of these words is; the first is the verb."""
     if len(words) == 1:
         return VERB
+    # The last kind stands for all that follow: `put SRC SRC SRC DST`.
     kinds = HELP[words[0]].kinds if words[0] in HELP else ()
     return kinds[min(len(words) - 2, len(kinds) - 1)] if kinds else ""
 
@@ -197,6 +203,7 @@ def add_magics(line: str, reply: dict[str, Any]) -> dict[str, Any]:
 
 def quote_word(word: str) -> str:
     """Write a word so that it is read as one."""
+    # Only where it must: most paths stay as they are.
     if not re.search(r"[\s'\"\\]", word):
         return word
     return re.sub(r"([\s'\"\\])", r"\\\1", word) if os.sep == "/" else f'"{word}"'
@@ -211,5 +218,6 @@ def local_paths(begin: str) -> list[str]:
     except (OSError, RuntimeError):  # the latter: "~name" of nobody
         return []
     shown = [path for path in entries if path.name.startswith(name)]
+    # As shells do: hidden files are offered to who asks for them.
     shown = [path for path in shown if name.startswith(".") or not path.name.startswith(".")]
     return [head + path.name + "/" * path.is_dir() for path in shown[:MOST_PATHS]]

@@ -8,6 +8,7 @@ from remoter_kernel.errors import Usage
 from remoter_kernel.local.config.remotes_toml import did_you_mean
 
 # Kinds of words; anything else is the words themselves, "on|off".
+# They decide what Tab offers (`completer`).
 VERB, SESSION, LOCAL_PATH, REMOTE_PATH = "a verb", "a session", "a path here", "a path there"
 
 
@@ -148,6 +149,7 @@ def inspect_text(code: str, cursor: object) -> str:
     `cursor`: how many characters stand before it; None: at the end.
     """
     first = code.partition("\n")[0]
+    # Below the first line of a `%%local` cell it is Python that is asked about.
     is_in_line = not isinstance(cursor, int) or cursor <= len(first)
     words = first.split()
     if not words or not is_in_line or not code.startswith(words[0]):

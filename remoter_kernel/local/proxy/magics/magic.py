@@ -66,6 +66,7 @@ HELD_BACK_MARK = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 EXIT_COMMANDS = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
+# From the first column of the first line: anywhere else it may be part of a text or a comment.
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 REQUESTS_OPTION = "--requests"
 TRANSFERS = ("put", "get")  # files; they wait for the kernel's cells before them
@@ -89,10 +90,12 @@ def parse_magic(code: str) -> ParsedMagic | None:
     verb, *words = line.split()
     if verb not in HELP:
         raise unknown_verb_error(verb)
+    # A transfer may have any number of paths, and words in quotes: it is split as a shell would.
     if verb not in TRANSFERS and len(words) > len(HELP[verb].kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if verb == "status" and words not in ([], [REQUESTS_OPTION]):
         raise Usage(f"%remoter status takes no further words but {REQUESTS_OPTION}.")
+    # What stands below would not be run by anybody: that must not happen in silence.
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in TRANSFERS:
@@ -121,6 +124,7 @@ class Magics:
 
     def on_output(self, parts: Sequence[Bytes]) -> None:
         """Note if text of an output was held back; let the timer see it."""
+        # Most outputs have empty metadata: of those no more than its length is looked at.
         if len(parts[METADATA]) > len(b"{}") and HELD_BACK_MARK in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
                 self._held_back.append(str(header_of(parts[PARENT]).get("msg_id", "")))
@@ -129,10 +133,12 @@ class Magics:
 
     def handle(self, request: Request) -> bool:
         """Answer a cell if it is one of these; return whether it is."""
+        # The count is that of the kernel's last cell: this one is none of its cells.
         code = str(request.content.get("code", ""))
         cell = AnsweredCell(self.replies, request, self.execution_count())
         if code.strip() in EXIT_COMMANDS and self.shutdown.keeps_session:
             cell.start()
+            # Not True: then the console would leave its kernel, this process, running.
             cell.finish(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
         try:
@@ -142,6 +148,7 @@ class Magics:
             cell.fail(error)
             return True
         if magic is not None and magic.transfer:
+            # It says busy only when it starts: until then it waits, as cells behind others do.
             transfer = CellTransfer(
                 magic.transfer, cell, self.reactor, self.dialer, self.permission, self.cell_queue
             )
@@ -167,6 +174,7 @@ class Magics:
                 "outputs": self._outputs,
                 "status": partial(self._open_requests, rows),
             }
+            # `list` is where the journal is read, piece after piece.
             query = partial(queries[magic.verb], *magic.arguments)
             run_in_thread(self.reactor, "inquiry", lambda: list(query()), cell.finish, cell.fail)
             return
@@ -189,6 +197,7 @@ class Magics:
     def _status(self) -> str:
         link, dialer = self.link, self.dialer
         login, address = dialer.login, dialer.session_info
+        # The link has none before its first ping; the login has measured its own.
         round_trip = link.round_trip or (login.round_trip if login else None)
         return format_status(
             LinkStatus(
@@ -217,11 +226,13 @@ class Magics:
 
     def _keep(self) -> str:
         self.shutdown.keep_session()
+        # The session must know it, too: another proxy may be the one that ends.
         self._send_command("keep")
         return f"{self._session_label()} stays when this kernel is shut down.\n"
 
     def _stop(self) -> str:
         session = self._session_label()
+        # A command for a session that does not exist would stop the one that is made next.
         if not self.link.ever_connected:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
         self._send_command("stop")
@@ -270,6 +281,7 @@ class Magics:
                 remote=remote.name,
             )
         login, address = reach
+        # A query reads the session's files in a process of its own: a kernel may hang meanwhile.
         ask = partial(query_remote, login, remote)
         name = resolve_session_id(session, ask, remote.name) if session else address.session
         return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
@@ -280,6 +292,7 @@ class Magics:
         lines = [line for line in map(formatter.line_of, records) if line]
         first = formatter.first_line(records.answer["session"])
         text = "".join(f"{line}\n" for line in [first, *lines])
+        # The end of it: what happened last is what is asked about.
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
     def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
@@ -288,6 +301,7 @@ class Magics:
             history.add_record(record)
         address = self.dialer.session_info
         this_session = address.session if address else ""
+        # What does not fit is counted, and the command that shows it named.
         left = MOST_TEXT
         for run in history.executions.values():
             first, *rest = run.source.strip().split("\n")
@@ -334,5 +348,6 @@ def _as_message(output: dict[str, Any], room: int, session: str) -> IopubMessage
 def _last_error(link: Link) -> str:
     """Say what went wrong last; a login that failed is no news once another one has worked."""
     error = link.error
+    # A cut stays to be seen when the link is up again: it says why there was one.
     is_past = link.state is LinkState.UP and error is not None and not error.worth_retrying
     return "" if error is None or is_past else str(error)
