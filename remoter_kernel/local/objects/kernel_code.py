@@ -29,7 +29,7 @@ def r_code(job: dict[str, Any]) -> str:
     return f"invisible(local({{\n{text}\n{ask}\n}}, envir = new.env(parent = baseenv())))"
 
 
-@cache
+@cache  # the same for each job
 def _codec_source() -> str:
     """Return all parts as one module, without what they import of each other.
 
@@ -48,5 +48,6 @@ def _without_own_imports(text: str) -> list[str]:
         named = str(statement.module) if isinstance(statement, ast.ImportFrom) else ""
         if named == "__future__" or named.startswith("remoter_kernel"):
             for number in range(statement.lineno, (statement.end_lineno or 0) + 1):
+                # Empty, not gone: the numbers in a traceback stay right within a part.
                 lines[number - 1] = ""
     return lines

@@ -159,6 +159,7 @@ class RemoteTempDir:
 
     def _run_with_retries(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command that may be run twice; a cut is waited out."""
+        # Each command may run twice: a piece is written to its own place, and read from it.
         for _ in range(MOST_TRIES):
             try:
                 return self._run_cancellable(command, stdin)
@@ -176,6 +177,7 @@ class RemoteTempDir:
             try:
                 future.set_result(login.run(command, stdin, seconds=PIECE_WITHIN))
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                # Nobody may wait for it any more: then it is lost with the future.
                 future.set_exception(error)
 
         self._running = Thread(run, name="piece")

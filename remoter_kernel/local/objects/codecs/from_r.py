@@ -57,6 +57,7 @@ class RReader(ObjectReader):
         kind = tree["type"]
         if kind == "raw":
             return self.read(tree["at"])
+        # R has no single values: a vector of one is what a person means by one.
         is_one = int(tree["n"]) == 1 and not (tree.get("names") or tree.get("dim"))
         if is_one and tree.get("of") != "factor":
             with contextlib.suppress(OverflowError):  # no `date` is so far away, or infinite
@@ -68,6 +69,7 @@ class RReader(ObjectReader):
             series.index = self._names(tree["names"])
             return series
         if tree.get("of") == "Date":
+            # numpy has days, and pandas none.
             values = self._moments(np.array(self._read(tree)), tree)
         else:
             series = self._series(tree)

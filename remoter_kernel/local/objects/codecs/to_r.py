@@ -69,6 +69,7 @@ class RWriter(ObjectWriter):
         at = self.write(little_endian(plain))
         return {"t": "vector", "type": kind, "n": count, "at": at, **words}
 
+    # The types are compared, not asked by isinstance: a subclass would lose what it has beside.
     def _one(self, value: Any, where: str) -> Any:
         """Return the tree of one value as a vector of one; None: it is not one value."""
         kind = type(value)
@@ -118,6 +119,7 @@ class RWriter(ObjectWriter):
     # What comes in many --------------------------------------------------------------------
 
     def _many(self, value: Any, where: str) -> Any:
+        # What was never imported cannot have made this value.
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy is not None:
             if isinstance(value, numpy.generic):
@@ -206,6 +208,7 @@ class RWriter(ObjectWriter):
         levels = series.cat.categories.tolist()
         if not all(type(level) is str for level in levels):
             raise CodecError(f"{where} has categories that are no text, and R's levels are text.")
+        # R counts from one, and its NA is an integer.
         codes = [NO_INTEGER if code < 0 else code + 1 for code in series.cat.codes.tolist()]
         words = {"levels": self._texts(levels, where), "ordered": bool(series.cat.ordered)}
         return self._numbers("integer", codes, of="factor", **words)
@@ -260,6 +263,7 @@ class RWriter(ObjectWriter):
 
 def _microseconds(values: Any, where: str) -> list[Any]:
     """Return moments or spans as numbers of microseconds; what is missing is None."""
+    # A double has 53 bits: of nanoseconds since 1970 it would lose the last ones.
     unit = values.dtype.kind + "8[us]"
     if not ((values.astype(unit) == values) | np.isnat(values)).all():
         raise CodecError(f"{where} has nanoseconds, which R cannot keep: round it first.")

@@ -279,6 +279,7 @@ def encode_zone(zone: Any, where: str) -> Any:
 
 
 def _is_of_pytz(zone: Any) -> bool:
+    # By its name: the kernel may not have pytz.
     return type(zone).__module__.split(".")[0] == "pytz"
 
 
