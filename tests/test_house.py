@@ -30,7 +30,6 @@ LONGER_WITH_REASON = {
     "remoter_kernel/local/login/ssh_login.py",  # one subject: what a login can do, and how it ends
     "remoter_kernel/local/login/ssh_config.py",  # one subject: from words to a destination
     "remoter_kernel/evaluator/supervisor.py",  # one subject: the life of one kernel
-    "remoter_kernel/local/proxy/handlers.py",  # one subject: who may answer, and in which order
     "remoter_kernel/evaluator/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/local/session/link.py",  # one subject: a conversation and its connections
     "remoter_kernel/protocol/output_backlog.py",  # one subject: what becomes of outputs that wait
@@ -41,7 +40,6 @@ LONGER_WITH_REASON = {
     "remoter_kernel/evaluator/kernel_process.py",  # one subject: a kernel, its ports and its end
     "remoter_kernel/protocol/stream.py",  # one subject: numbers, acknowledgements and credit
     "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
-    "remoter_kernel/local/proxy/magics/magic.py",  # one subject: the verbs of %remoter
     "remoter_kernel/local/run/runner.py",  # one subject: code without Jupyter
     "remoter_kernel/local/launch/launcher.py",  # one subject: questions and answers
     "remoter_kernel/local/login/ssh_keywords.py",  # one table of keywords, and tokens

@@ -14,6 +14,7 @@ import pytest
 from remoter_kernel.local.login.prompts import OWN_TAG, NotAnswered
 from remoter_kernel.local.proxy.prompter import ONE_AT_A_TIME, StdinPrompter
 from remoter_kernel.local.proxy.replies import ReplySender
+from remoter_kernel.local.proxy.sockets import notice_text
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import CONTENT, MessageSigner, content_of, header_of
 from remoter_kernel.protocol.requests import Request
@@ -47,7 +48,12 @@ class Page:
         self.ours: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
         self._number = count()
         reactor: Any = SimpleNamespace(call_soon_threadsafe=lambda do: do())
-        mouth: Any = SimpleNamespace(send_input_request=self._ask, publish=self._publish)
+        mouth: Any = SimpleNamespace(
+            send_input_request=self._ask,
+            send_state=lambda _cell, _state: None,
+            write=lambda _header, text: self.told.append(text),
+            notify=lambda _header, sentence: self.told.append(notice_text(sentence)),
+        )
         self.cells = [self.cell()]
         self.asker = StdinPrompter(reactor, mouth, lambda: self.cells)
         self.asker.remote_name = lambda: "gpu-box"
@@ -60,9 +66,6 @@ class Page:
         name = f"ours-{next(self._number)}"
         self.shown.append({"name": name, **content})
         return name
-
-    def _publish(self, _kind: str, content: dict[str, Any], _header: Any) -> None:
-        self.told.append(content.get("text", ""))
 
     def kernel_asks(
         self, prompt: str, cell: Request, *, is_here: bool = False, name: str | None = None

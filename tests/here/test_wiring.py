@@ -39,14 +39,8 @@ if TYPE_CHECKING:
     from tests.real_jupyter import JupyterHere
 
 OURS = "remoter_kernel."
-DEFAULTS = {
-    "ignore",
-    "_raise_refused",
-    "_raise_bug",
-}  # functions that stand where nobody has been told
-OF_THE_PROXY = {
-    ("InternalExec", "_on_done"): "set for as long as code of our own runs in a kernel",
-}
+DEFAULTS = {"ignore", "_raise_refused", "_raise_bug"}  # stand where nobody has been told
+OF_THE_PROXY: dict[tuple[str, str], str] = {}
 OF_AN_EVALUATOR = {
     ("Listener", "is_seen_exact"): "only where an evaluator before this one has left a journal",
 }

@@ -86,7 +86,7 @@ class Ground:
         """The link gave up: this side answers what that one will not."""
         for route in self.there:
             self.requests.move(route, Stage.FAILED)
-        self.turns.on_link_failed()
+        self.turns.start_next()
 
 
 @given(st.lists(st.sampled_from(["here", "there", "end"]), max_size=40))

@@ -27,7 +27,6 @@ from remoter_kernel.local.proxy.magics.help import (
     LOCAL_PATH,
     REMOTE_PATH,
     SESSION,
-    USAGES,
     VERB,
     summary_text,
     verb_text,
@@ -148,20 +147,20 @@ def test_a_remote_that_never_reaches_this_side_gets_no_names_of_it(
     monkeypatch.chdir(tmp_path)
     remote = Remote("box", "box", local=local)
     nobody: Any = SimpleNamespace(find_remote=lambda: remote)
-    assert Completer(nobody, nobody, (), nobody)._local_matches(LOCAL_PATH, "") == found
+    assert Completer(nobody, nobody, nobody)._local_matches(LOCAL_PATH, "") == found
 
 
 @pytest.mark.parametrize("verb", HELP)
 def test_every_verb_has_a_line_and_an_example(verb):
     """`%remoter help VERB`: how it is used, what it does, an example of just that verb."""
-    assert verb in USAGES
-    text = verb_text(verb, HELP)
+    assert verb in HELP
+    text = verb_text(verb)
     assert text.startswith(f"%remoter {verb}")
-    assert HELP[verb] in text
-    assert USAGES[verb].example.startswith(f"%remoter {verb}")
-    assert f"%remoter {verb} " in summary_text(HELP)
+    assert HELP[verb].summary in text
+    assert HELP[verb].example.startswith(f"%remoter {verb}")
+    assert f"%remoter {verb} " in summary_text()
 
 
 def test_help_for_what_is_not_there_names_the_nearest():
     with pytest.raises(Usage, match='did you mean "status"'):
-        verb_text("sttus", HELP)
+        verb_text("sttus")

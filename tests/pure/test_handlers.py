@@ -172,7 +172,7 @@ def test_what_fails_in_a_handler_does_not_stay(proxy, monkeypatch):
         proxy.kernel._on_client_message(
             Channel.SHELL, [b"c"], [b"", b'{"msg_type": "execute_request"}', b"{}", b"{}", b"odd"]
         )
-    monkeypatch.setattr(proxy.kernel._completer, "handle", lambda _request: 1 / 0)
+    monkeypatch.setattr(proxy.kernel._context.completer, "handle", lambda _request: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         proxy.ask("complete_request")
     assert len(proxy.requests) == 0
@@ -215,7 +215,7 @@ def test_cells_that_leave_late_get_their_replies_too(proxy, monkeypatch, is_look
     names = [proxy.run() for _ in range(2)]  # they wait for that
     typed = proxy.ask("history_request")
     proxy.link.is_flowing = False
-    proxy.kernel._cell_queue.running_local.fail(CUT)
+    proxy.kernel._context.cell_queue.running_local.fail(CUT)
     proxy.link.is_flowing = True
     names = [typed, *names, proxy.run()]
     if is_looked_at:
@@ -358,7 +358,7 @@ def test_what_may_run_there_stays_and_hears_that_a_cell_is_needed(proxy):
     """A person was there before: the login of a lost link needs one again."""
     proxy.be_up()
     running = proxy.run()
-    proxy.kernel._prompter._open_cells = list  # nobody is there just now
+    proxy.kernel._context.prompter._open_cells = list  # nobody is there just now
     proxy.link.change(LinkState.WAITING, CUT)
     proxy.link.fail(NeedsPerson("a password is needed."))
     assert proxy.page.text(running).startswith(f"[remoter] far: a password is needed. {RUN_A_CELL}")
@@ -382,7 +382,7 @@ def test_a_client_that_never_allows_questions_sees_its_kernel_die(proxy):
     assert "It was killed." in proxy.page.reply_to(cell)["evalue"]
     assert cell not in proxy.stages()
     proxy.clock.let_pass(EXIT_AFTER_REPLY)
-    assert proxy.kernel._shutdown.is_exiting
+    assert proxy.kernel._context.shutdown.is_exiting
 
 
 def test_one_that_allows_them_goes_on_with_the_next_kernel(proxy):
@@ -461,7 +461,7 @@ def test_a_question_does_not_move_to_a_cell_that_ends_at_once(proxy, monkeypatch
     def note(route, is_over):
         noted.append((route.content["code"], is_over(route.id)))
 
-    monkeypatch.setattr(proxy.kernel._prompter, "on_cell", note)
+    monkeypatch.setattr(proxy.kernel._context.prompter, "on_cell", note)
     proxy.run("%remoter log")
     proxy.run("1")
     assert noted == [("%remoter log", True), ("1", False)]

@@ -23,6 +23,8 @@ def test_only_a_status_says_that_a_cell_there_is_over(parts, heard):
     """An output that shows the same word does not let the next cell begin."""
     ended: list[str] = []
     turns = SimpleNamespace(is_active=True, running_local=None, on_idle=ended.append)
-    cells = LocalCells(None, None, None, None, turns)  # type: ignore[arg-type]
+    internal_exec = SimpleNamespace(local_kernel=SimpleNamespace())
+    context = SimpleNamespace(replies=None, internal_exec=internal_exec)
+    cells = LocalCells(context, turns)  # type: ignore[arg-type]
     cells.on_remote_output(parts)
     assert ended == heard

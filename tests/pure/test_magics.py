@@ -75,8 +75,8 @@ def test_a_mistyped_verb_is_answered_with_the_nearest(verb):
 
 def test_who_asks_about_a_line_of_ours_reads_its_help():
     """Shift-Tab at the first line tells its verb, or all verbs; elsewhere another is asked."""
-    assert inspect_text("%remoter put data.csv ./", 12) == verb_text("put", HELP)
-    assert inspect_text("%remoter pu", 11) == inspect_text("%remoter", None) == summary_text(HELP)
+    assert inspect_text("%remoter put data.csv ./", 12) == verb_text("put")
+    assert inspect_text("%remoter pu", 11) == inspect_text("%remoter", None) == summary_text()
     assert "on this side" in inspect_text("%%local\nx = 1", 3)
     for code, cursor in (("%%local\nx = 1", 9), (" %remoter put", 5), ("%remotely", 4), ("", 0)):
         assert inspect_text(code, cursor) == ""

@@ -1,7 +1,7 @@
-"""A private folder there for what is carried: below the session's own, and gone afterwards.
+"""A private folder on the remote for what is carried: below the session's own, gone afterwards.
 
 What is carried goes by the login and not by the session's messages, so that it is neither kept
-in the journal nor heard by others of the session.
+in the journal nor sent to other clients of the session.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 from remoter_kernel.errors import RemoteLacks, RemoterError, Unreachable
@@ -30,8 +31,8 @@ LARGEST_PIECE = 8 * 1024 * 1024  # bytes: as much as is in memory here at once
 PIECE_TAKES = 1.0  # seconds, about: what is interrupted is out of the way soon
 MOST_TRIES = 5  # for a piece whose connection is cut
 PIECE_WITHIN = 600.0  # seconds, on a slow link, too
-LOOK_EVERY = 0.1  # seconds
-CLEAR_WITHIN = 1.0  # seconds; then nobody waits for it any more
+POLL_EVERY = 0.1  # seconds between two looks at whether it was interrupted
+CLEAR_WITHIN = 1.0  # seconds that the cell waits for the folder to be removed
 OUTPUT_MARK = b"remoter-room:"  # what shells there print by themselves comes before it
 
 # Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
@@ -55,31 +56,24 @@ class CommandExecutor(Protocol):
         """Run a command with this input, and wait until it ends."""
 
 
+@dataclass
 class RemoteTempDir:
     """One such folder, between enter and exit. Blocks."""
 
-    def __init__(
-        self,
-        login: Callable[[], CommandExecutor],
-        session: str,
-        check_cancelled: Callable[[], None],
-        wait_for_link: Callable[[], None],
-        leftovers: list[str],
-    ) -> None:
-        """`check_cancelled` is called all the time, `wait_for_link` after a cut; both may raise.
+    login: Callable[
+        [], CommandExecutor
+    ]  # the one of the moment: a cut ends one, and brings another
+    session: str
+    check_cancelled: Callable[[], None]  # called all the time; may raise
+    wait_for_link: Callable[[], None]  # called after a cut; may raise
+    leftovers: list[str]  # folders that could not be removed: the next one takes them along
+    path: str = ""  # as a process there knows it
+    _piece_size: int = FIRST_PIECE
 
-        `login` returns the one of the moment: a cut ends one, and another one takes its place.
-        `leftovers` lists folders that could not be removed: the next room takes them along.
-        """
-        self._login = login
-        self._check_cancelled = check_cancelled
-        self._wait_for_link = wait_for_link
-        self._leftovers = leftovers
-        self._piece_size = FIRST_PIECE
-        self._running = threading.Thread()
+    def __post_init__(self) -> None:
+        self._running = threading.Thread()  # that of the last command
         name = f"carried-{secrets.token_hex(8)}"
-        self._folder = _FOLDER.format(session=session, name=name)
-        self.path = ""  # as a process there knows it
+        self._folder = _FOLDER.format(session=self.session, name=name)
 
     def __enter__(self) -> Self:
         """Make it."""
@@ -98,24 +92,25 @@ class RemoteTempDir:
         clearing.join(CLEAR_WITHIN)  # no longer: the link may be a black hole
 
     def _clear(self) -> None:
-        if self._running.is_alive():
+        if self._running.is_alive():  # it would write into a folder that is gone, and make it anew
             self._running.join()
-        left = [self._leftovers.pop() for _ in range(len(self._leftovers))]
+        # One by one: other cells may do the same in their threads.
+        left = [self.leftovers.pop() for _ in range(len(self.leftovers))]
         for folder in [self._folder, *left]:
             try:
-                self._login().run(_CLOSE.format(folder=folder), seconds=PIECE_WITHIN)
+                self.login().run(_CLOSE.format(folder=folder), seconds=PIECE_WITHIN)
             except RemoterError:
-                self._leftovers.append(folder)  # at the latest it goes with the session's folder
+                self.leftovers.append(folder)  # at the latest it goes with the session's folder
 
     def upload(self, path: Path) -> None:
         """Put a file of this side there."""
         begin = 0
         with path.open("rb") as file:
-            while piece := file.read(self._piece_size):
-                words = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
+            while piece := file.read(self._piece_size):  # whole blocks, as dd seeks by them
+                place = {"block": BLOCK, "begin": begin // BLOCK, "folder": self._folder}
                 what = "The object could not be written there"
                 with self._adapting_piece_size():
-                    self._run(_WRITE.format(**words), piece, what=what)
+                    self._run(_WRITE.format(**place), piece, what=what)
                 begin += len(piece)
 
     def download(self, path: Path, size: int) -> None:
@@ -124,10 +119,11 @@ class RemoteTempDir:
             begin = 0
             while begin < size:
                 wanted = min(self._piece_size, size - begin)
-                words = {"begin": begin + 1, "size": wanted, "folder": self._folder}
+                # `tail -c +N` counts from one.
+                place = {"begin": begin + 1, "size": wanted, "folder": self._folder}
                 what = "The object could not be read there"
                 with self._adapting_piece_size():
-                    piece = self._run(_READ.format(**words), what=what)
+                    piece = self._run(_READ.format(**place), what=what)
                 if len(piece) != wanted:
                     raise RemoteLacks("The object did not arrive as it was sent.", "Try again.")
                 file.write(piece)
@@ -145,7 +141,7 @@ class RemoteTempDir:
             self._piece_size = max(self._piece_size // 2, BLOCK)
 
     def read_answer_file(self) -> bytes:
-        """Return what came of the last errand."""
+        """Return what the kernel wrote of its last job."""
         return self._run(
             _ANSWER.format(folder=self._folder), what="The kernel there did not answer"
         )
@@ -153,37 +149,39 @@ class RemoteTempDir:
     def _run(self, command: str, stdin: bytes = b"", *, what: str) -> bytes:
         ran = self._run_with_retries(command, stdin)
         if ran.status:
-            said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
-            lines = said.strip().splitlines() or ["no reason"]
-            # Behind its reason, dd tells how much it has written.
+            output = (ran.stderr or ran.stdout).decode("utf-8", "replace")
+            lines = output.strip().splitlines() or ["no reason"]
+            # After its reason, dd prints how much it has written.
             line = next((each for each in lines if each.startswith("dd:")), lines[-1])
-            why = re.sub(r"[^\x20-\x7e]", "?", line)
+            why = re.sub(r"[^\x20-\x7e]", "?", line)  # a host may print anything
             raise RemoteLacks(f"{what}: {why}.", "Look at the home there, then try again.")
         return ran.stdout.partition(OUTPUT_MARK)[2]
 
     def _run_with_retries(self, command: str, stdin: bytes) -> CompletedCommand:
         """Run a command that may be run twice; a cut is waited out."""
+        # Each command may run twice: a piece is written to its own place, and read from it.
         for _ in range(MOST_TRIES):
             try:
                 return self._run_cancellable(command, stdin)
             except Unreachable:
-                self._wait_for_link()
+                self.wait_for_link()
         return self._run_cancellable(command, stdin)
 
     def _run_cancellable(self, command: str, stdin: bytes) -> CompletedCommand:
-        """Run a command; whoever is called off does not wait for a link that is slow or dead."""
-        self._check_cancelled()
+        """Run a command; an interrupt does not wait for a link that is slow or dead."""
+        self.check_cancelled()
         future: Future[CompletedCommand] = Future()
-        login = self._login()
+        login = self.login()
 
         def run() -> None:
             try:
                 future.set_result(login.run(command, stdin, seconds=PIECE_WITHIN))
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                # Nobody may wait for it any more: then it is lost with the future.
                 future.set_exception(error)
 
         self._running = Thread(run, name="piece")
         self._running.start()
-        while not wait([future], LOOK_EVERY).done:
-            self._check_cancelled()
+        while not wait([future], POLL_EVERY).done:
+            self.check_cancelled()
         return future.result()

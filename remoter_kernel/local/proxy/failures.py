@@ -1,26 +1,25 @@
-"""Answers what cannot be answered: a dead kernel, a link that failed, a message that is no use.
+"""Answers what cannot be answered: the link failed, the kernel died, a message cannot be read.
 
-What never left this side is answered with the reason. What may be running there is not touched,
-unless its session is gone.
-
-Tells clients of what came from the session and could not be taken in here. It is gone for good, and
-what followed it is there: whoever waits for it must hear so.
+What was never sent is answered with the reason. What may be running there is left alone, unless its
+session is gone.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError
 from remoter_kernel.local.login.prompts import NeedsPerson
-from remoter_kernel.local.proxy import canned_replies
+from remoter_kernel.local.proxy.replies import error_reply
 from remoter_kernel.local.proxy.request_queries import (
     find_open_remote,
+    first_running_cell,
     shows_output,
     unanswered_remote,
 )
+from remoter_kernel.local.proxy.sockets import notice_text
 from remoter_kernel.protocol.frames import Channel
 from remoter_kernel.protocol.messages import HEADER, PARENT, execution_state, header_of
 from remoter_kernel.protocol.requests import IDLE, Stage
@@ -41,10 +40,21 @@ LOST_THERE = (
     "reply to this; outputs may be missing. It was not run again."
 )
 RUN_A_CELL = "Run a cell to be asked."
-EXIT_AFTER = 3.0  # seconds in which somebody may yet ask
-EXIT_AFTER_REPLY = 0.3  # seconds between the answer to another cell and the front's own end
+EXIT_AFTER = 3.0  # seconds from a kernel's death in which somebody may yet ask
+EXIT_AFTER_REPLY = 0.3  # seconds between the reply to another cell and this process's own end
+MOST_CELLS = 50  # cells of which is known that they have their notice
 
-MOST_CELLS = 50  # that have been told
+
+class OutputsMissing(RemoterError):
+    """What was asked of a session is known to nobody there any more."""
+
+
+class KernelDied(RemoterError):
+    """The kernel that ran the notebook is gone, and its variables with it."""
+
+
+class ReplyMissing(RemoterError):
+    """A reply came and could not be read."""
 
 
 @dataclass
@@ -63,6 +73,7 @@ class FailedLink:
         `is_final`: nothing of the session will ever come; `allows_stdin`: are there clients that
         allow questions? One that never does (nbclient) has nobody who would run another cell.
         """
+        # The next cell that is run dials again, and is the one in which to ask.
         if isinstance(error, NeedsPerson):
             if self.prompter.can_prompt():  # a cell was run while nobody could be asked
                 self.link.connect()
@@ -72,126 +83,104 @@ class FailedLink:
         is_final |= isinstance(error, NoSuchSession)
         for request in unanswered_remote(self.requests):
             was_withdrawn = self.link.cancel_unsent(request.channel, request.number)
+            # What has left this machine may be running there; else nobody will answer it.
             if was_withdrawn or is_final or not self.link.ever_connected:
                 self.replies.reply_error(request, error)
-            elif shows_output(request):  # it may be running there, and does not say so any more
-                self._write_stderr(request, str(error))
-        if is_final:  # an idle that is still to come will not come any more
+            elif shows_output(request):  # it may be running there, and sends nothing for now
+                self.replies.notify(request.header, str(error))
+        if is_final:  # the idle of what has its reply would come from the same session
             for request in self.requests.at(Stage.REPLIED):
-                self.replies.publish("status", {"execution_state": IDLE}, request.header)
+                self.replies.send_state(request, IDLE)
 
     def _fail_until_prompt(self, error: RemoterError, *, allows_stdin: bool) -> None:
-        """Nobody can be asked for now: end what need not wait."""
+        """End what need not wait until somebody can be asked."""
         for request in unanswered_remote(self.requests):
-            is_unsaid = self.link.cancel_unsent(request.channel, request.number)
-            if is_unsaid and self.startup_code.reply_early(request):
+            was_withdrawn = self.link.cancel_unsent(request.channel, request.number)
+            if was_withdrawn and self.startup_code.reply_early(request):
                 continue
-            if is_unsaid or not allows_stdin:
+            if was_withdrawn or not allows_stdin:
                 self.replies.reply_error(request, error)
             elif shows_output(request):
                 where = f"{error.remote}: " if error.remote else ""
-                self._write_stderr(request, f"{where}{error.what} Run a cell to be asked.")
-
-    def _write_stderr(self, request: Request, sentence: str) -> None:
-        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-        self.replies.publish("stream", words, request.header)
+                self.replies.notify(request.header, f"{where}{error.what} {RUN_A_CELL}")
 
 
-class OutputsMissing(RemoterError):
-    """What was asked of a session is known to nobody there any more."""
-
-
-def answer_what_is_lost_there(link: Link, requests: Requests, mouth: ReplySender) -> None:
-    """Answer what an evaluator had confirmed, and its successor has never heard of."""
+def fail_lost_requests(link: Link, requests: Requests, replies: ReplySender) -> None:
+    """Answer what one evaluator has confirmed, and the next one knows nothing of."""
     for request in unanswered_remote(requests):
         if link.is_lost_there(request.channel, request.number):
-            mouth.reply_error(request, OutputsMissing(LOST_THERE))
+            replies.reply_error(request, OutputsMissing(LOST_THERE))
 
 
-class KernelDied(RemoterError):
-    """The kernel that ran the notebook is gone, and its variables with it."""
-
-
+@dataclass
 class DeadKernel:
-    """What a client that never allows questions hears of a kernel that has died: why, then nothing.
+    """Shows a client that never allows questions its kernel's death: an error, then this exit.
 
-    nbclient and papermill run a notebook to its end or not at all. They should see their kernel
-    die, as they would see it of a local one, and no cell run in the one that follows it. Before
-    that papermill asks who the kernel is, and shows the cell's error only if it gets an answer.
+    nbclient and papermill run a notebook to its end or not at all: no cell may run in the kernel
+    that follows. Before the exit papermill asks who the kernel is, and shows the cell's error only
+    if that is answered.
     """
 
-    def __init__(
-        self, reactor: Reactor, replies: ReplySender, exit_process: Callable[[], None]
-    ) -> None:
-        """`on_died` begins."""
-        self._reactor = reactor
-        self._replies = replies
-        self._exit = exit_process
-        self._error: KernelDied | None = None
-
-    @property
-    def is_dead(self) -> bool:
-        """Is the kernel dead, and this front about to follow it?"""
-        return self._error is not None
+    reactor: Reactor
+    replies: ReplySender
+    exit_process: Callable[[], None]
+    error: KernelDied | None = None  # while there is one, this process is about to exit
 
     def on_died(self, why: str) -> None:
-        """Hear that the kernel has died."""
-        self._error = KernelDied(why)
-        self._reactor.call_later(EXIT_AFTER, self._exit)
+        """Exit soon."""
+        self.error = KernelDied(why)
+        self.reactor.call_later(EXIT_AFTER, self.exit_process)
 
     def reply_if_dead(self, cell: Request) -> bool:
-        """Answer another cell with the reason, and leave; False: there is none."""
-        if self._error is None:
+        """Reply to another cell with the reason, and exit sooner; False: no kernel has died."""
+        if self.error is None:
             return False
-        self._replies.reply_error(cell, self._error)
-        self._reactor.call_later(EXIT_AFTER_REPLY, self._exit)
+        self.replies.reply_error(cell, self.error)
+        self.reactor.call_later(EXIT_AFTER_REPLY, self.exit_process)
         return True
 
 
+@dataclass
 class UndeliverableMessageNotice:
-    """Says so once in each cell, and in the place of each reply."""
+    """Tells clients of a message of the session that cannot be read: once in each cell.
 
-    def __init__(self, replies: ReplySender, requests: Requests) -> None:
-        """`requests` is the proxy's table."""
-        self._replies = replies
-        self._requests = requests
-        self._shown_in: dict[str, None] = {}  # ids of cells
+    It is gone for good, and what followed it is there: whoever waits for it must hear so.
+    """
+
+    replies: ReplySender
+    requests: Requests
+    _shown_in: dict[str, None] = field(default_factory=dict)  # ids of cells, the oldest first
 
     def report(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
-        """Tell of one item, whose parts may be of any kind."""
-        said = str(error).rstrip(".") or "no reason was given"
-        why = said if isinstance(error, RemoterError) else f"{type(error).__name__}: {said}"
+        """Tell of one message, whose parts may be anything."""
+        sentence = str(error).rstrip(".") or "no reason was given"
+        is_ours = isinstance(error, RemoterError)
+        why = sentence if is_ours else f"{type(error).__name__}: {sentence}"
         header, parent = _header_or_empty(parts, HEADER), _header_or_empty(parts, PARENT)
         kind = header.get("msg_type", channel.name.lower())
-        sys.stderr.write(f"[remoter] A message ({kind}) of the session was passed over: {why}.\n")
+        sys.stderr.write(notice_text(f"A message ({kind}) of the session was passed over: {why}."))
         if channel is Channel.SHELL or channel is Channel.CONTROL:
-            self._reply_missing(parent, f"The reply came, and could not be taken in here: {why}.")
+            request = find_open_remote(self.requests, str(parent.get("msg_id", "")))
+            if request:
+                missing = ReplyMissing(f"The reply came, and could not be taken in here: {why}.")
+                self.replies.reply(request, error_reply(request, missing), has_states=True)
         elif channel is Channel.IOPUB and (state := execution_state(parts)):
-            self._replies.publish("status", {"execution_state": state}, parent)
+            # A state needs nothing but its parent: a cell must not stay busy for ever.
+            self.replies.publish("status", {"execution_state": state}, parent)
         elif channel is Channel.IOPUB or channel is Channel.STDIN:
             self._show_in(parent, f"Something of this cell ({kind}) is missing here: {why}.")
-        elif cell := self._replies.running_cell():  # whose it was is not known
+        elif cell := first_running_cell(self.requests):  # an event: whose it was is not known
             self._show_in(cell.header, f"Something of the session is missing here: {why}.")
-
-    def _reply_missing(self, parent: dict[str, Any], why: str) -> None:
-        request = find_open_remote(self._requests, str(parent.get("msg_id", "")))
-        if request is None:
-            return
-        trouble = canned_replies.error_content("ReplyMissing", why)
-        reply = {"status": "error", **trouble}
-        if request.is_cell:
-            reply |= {"execution_count": 0, "user_expressions": {}, "payload": []}
-        self._replies.finish_cell(request, reply, trouble if request.is_cell else None)
 
     def _show_in(self, cell: dict[str, Any], sentence: str) -> None:
         name = str(cell.get("msg_id", ""))
-        if not name or name in self._shown_in:
+        if not name or name in self._shown_in:  # of a flood, one line
             return
+        # In order of coming: the oldest one is forgotten first.
         self._shown_in[name] = None
         if len(self._shown_in) > MOST_CELLS:
             del self._shown_in[next(iter(self._shown_in))]
-        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-        self._replies.publish("stream", words, cell)
+        self.replies.notify(cell, sentence)
 
 
 def _header_or_empty(parts: Sequence[Bytes], which: int) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """Shows a person how requests and the session are: a notice, a line, a busy state.
 
-They observe the table of requests and the link, and speak in cells.
-
-Text, and not a display: a console, too, can take it away again. A console shows text when
-its line ends, and not before. It hears a cell only once that is busy.
-
-What a person hears once of the session they have got: a line above the first cell's output. It
-stays there. Cells that show nothing (silent ones) do not use it up.
+They observe the table of requests and the link, and print in cells: as text, and not as a display,
+since a console can take only text away again. A console shows text when its line ends, and not
+before; and it looks at what a cell prints only once that is busy.
 """
 
 from __future__ import annotations
@@ -14,11 +10,13 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.local.proxy.request_queries import remote_cells, shows_output
+from remoter_kernel.local.proxy.sockets import notice_text
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.requests import BUSY, Request, Stage
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from remoter_kernel.local.launch.launcher import SessionInfo
-    from remoter_kernel.local.proxy.replies import Publish
+    from remoter_kernel.local.proxy.replies import ReplySender
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.reactor import Reactor, Timer
     from remoter_kernel.protocol.requests import Requests
@@ -35,188 +33,167 @@ if TYPE_CHECKING:
 BUSY_WITHIN = 0.02  # seconds; a kernel that is near has long begun
 NOTICE_AFTER = 0.4  # seconds: most cuts are mended before anyone could read it
 ERASE = "\x1b[1A\x1b[2K\r"  # in a terminal: the line above the cursor
-NO_REMOTE = (
-    "[remoter] No remote is configured: this kernel runs on this machine, as you. "
-    "`remoter add NAME HOST` adds one.\n"
+NO_REMOTE = notice_text(
+    "No remote is configured: this kernel runs on this machine, as you. "
+    "`remoter add NAME HOST` adds one."
 )
-
 WEEK = 6 * 24 * 3600.0  # seconds within which the name of a day says which
 
 
+@dataclass
 class EarlyBusy:
-    """Says of a console's cell that it is busy, before the far kernel can have said so itself.
+    """Says of a console's cell that it is busy, before the remote kernel can have said so itself.
 
-    The Jupyter console gives a cell 50 ms for its first sign of life. After that the end of the
-    question before it (is this complete?) counts as the cell's: no output is shown until its end,
-    and what it asks is never seen.
+    The Jupyter console gives a cell 50 ms for its first message. After that it takes the idle of
+    the request before it (is this complete?) for the cell's: it prints no output until the cell
+    ends, and never shows an input request.
     """
 
-    def __init__(self, reactor: Reactor, publish: Publish) -> None:
-        self._reactor = reactor
-        self._publish = publish
-        self._console_client: list[bytes] = []  # who has asked last whether a cell is complete
+    reactor: Reactor
+    replies: ReplySender
+    _console_client: list[bytes] = field(default_factory=list)  # who has sent that request last
 
     def on_move(self, request: Request, before: Stage) -> None:
-        """A request has come: if it is the cell that a console has asked about, it should begin."""
+        """If this is the cell that a console has asked about, it should begin."""
         if before is not Stage.RECEIVED or not request.identities:
             return
         if request.type == "is_complete_request":
+            # A notebook's page never asks this: its cells are left alone.
             self._console_client = request.identities
         elif request.is_cell and not request.is_over and self._console_client == request.identities:
             self._console_client = []
-            self._reactor.call_later(BUSY_WITHIN, partial(self._send_busy, request))
+            self.reactor.call_later(BUSY_WITHIN, partial(self._send_busy, request))
 
     def _send_busy(self, request: Request) -> None:
         if request.is_open and BUSY not in request.states:
-            self._publish("status", {"execution_state": BUSY}, request.header)
+            self.replies.send_state(request, BUSY)
 
 
+@dataclass
 class WaitingNotices:
-    """Says in cells that have not got to the far side that the link is down; takes it away."""
+    """Says in cells that wait for the link that it is down; takes that away when it is not."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        publish: Publish,
-        requests: Requests,
-        link: Link,
-        name: Callable[[], str],
-    ) -> None:
-        """`name` is the remote's."""
-        self._reactor = reactor
-        self._publish = publish
-        self._requests = requests
-        self._link = link
-        self._name = name
-        self._timers: dict[Request, Timer] = {}  # of cells that may have to say so
-        self._shown: list[Request] = []  # cells that have said so
+    reactor: Reactor
+    replies: ReplySender
+    requests: Requests
+    link: Link
+    remote_name: Callable[[], str]
+    _timers: dict[Request, Timer] = field(default_factory=dict)  # of cells that may have to say so
+    _shown_in: list[Request] = field(default_factory=list)
 
     def on_move(self, request: Request, _before: Stage) -> None:
-        """Let a cell say so that was queued while the link is down."""
+        """A cell that was queued while the link is down is to say so."""
         if request.stage is Stage.QUEUED:
             self._show_soon([request])
 
     def on_link_state(self) -> None:
-        """Let cells that have not got to the far side say so, or say so no more."""
-        if self._link.state in {LinkState.UP, LinkState.FAILED}:
+        """Show the notices, or take them away."""
+        if self.link.state in {LinkState.UP, LinkState.FAILED}:
             self._clear()
         else:
-            self._show_soon(self._requests.at(Stage.QUEUED, Stage.SENT))
+            self._show_soon(self.requests.at(Stage.QUEUED, Stage.SENT))
 
     def show_slow_host(self, sentence: str) -> None:
         """Say in the first cell that waits why the way there takes long."""
-        waiting = self._requests.at(Stage.QUEUED, Stage.SENT)
-        cell = next((each for each in waiting if shows_output(each) and not each.is_here), None)
-        if cell is not None:
-            text = f"[remoter] {self._name()}: {sentence}\n"
-            self._publish("status", {"execution_state": BUSY}, cell.header)
-            self._publish("stream", {"name": "stderr", "text": text}, cell.header)
+        waiting = self.requests.at(Stage.QUEUED, Stage.SENT)
+        text = notice_text(f"{self.remote_name()}: {sentence}")
+        show_in_first(self.replies, (each for each in waiting if not each.is_here), text)
 
     def _show_soon(self, requests: Iterable[Request]) -> None:
-        if self._link.state in {LinkState.UP, LinkState.FAILED} or not self._link.ever_connected:
+        # A first login takes its time, and is no link that was lost.
+        if self.link.state in {LinkState.UP, LinkState.FAILED} or not self.link.ever_connected:
             return
         for request in requests:
             if shows_output(request) and not request.is_here and request not in self._timers:
-                # A console that has heard nothing of its cell takes the end of the question
-                # before it (is this complete?) for the cell's, and looks at outputs no more.
-                self._publish("status", {"execution_state": BUSY}, request.header)
+                self.replies.send_state(request, BUSY)  # for consoles, see `EarlyBusy`
                 show = partial(self._show, request)
-                self._timers[request] = self._reactor.call_later(NOTICE_AFTER, show)
+                # Kept after it was shown, too: one notice for each cell.
+                self._timers[request] = self.reactor.call_later(NOTICE_AFTER, show)
 
     def _show(self, request: Request) -> None:
         if not request.is_over:
-            self._shown.append(request)
-            text = f"Waiting for the link to {self._name()} …\n"
-            self._publish("stream", {"name": "stdout", "text": text}, request.header)
+            self._shown_in.append(request)
+            text = f"Waiting for the link to {self.remote_name()} …\n"
+            self.replies.write(request.header, text, "stdout")
 
     def _clear(self) -> None:
-        """Take all notices away: the link is there, or will not come by itself."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        shown, self._shown = self._shown, []
-        for request in shown:
-            self._publish("stream", {"name": "stdout", "text": ERASE}, request.header)
-            self._publish("clear_output", {"wait": False}, request.header)
+        shown_in, self._shown_in = self._shown_in, []
+        for request in shown_in:
+            # A terminal erases a line; a page drops what the cell has shown so far. Each passes
+            # over what the other one needs.
+            self.replies.write(request.header, ERASE, "stdout")
+            self.replies.publish("clear_output", {"wait": False}, request.header)
 
 
-class RunsLocallyNotice:
-    """Says, once and before it runs, that a cell runs on this machine for want of a remote."""
+@dataclass
+class FirstCellNotice:
+    """A line that a person is told once, above the first output of a cell that shows anything."""
 
-    def __init__(self, publish: Publish, requests: Requests, is_here: Callable[[], bool]) -> None:
-        """`is_here`: is it so that there is no remote?"""
-        self._publish = publish
-        self._requests = requests
-        self._is_here = is_here
-        self._is_shown = False
+    replies: ReplySender
+    requests: Requests
+    may_show: Callable[[], bool]
+    line: str = ""
 
     def on_move(self, request: Request, _before: Stage) -> None:
-        """A cell is on its way."""
-        if request.stage is Stage.QUEUED:
+        """Show it in a cell that is on its way."""
+        if self.line and request.stage is Stage.QUEUED and self.may_show():
             self._show_in([request])
 
     def on_link_state(self) -> None:
-        """It may be known only now that there is no remote."""
-        self._show_in(remote_cells(self._requests))
+        """Show it in a cell that waits, if it may be shown by now."""
+        if self.line and self.may_show():
+            self._show_in(remote_cells(self.requests))
 
     def _show_in(self, requests: Iterable[Request]) -> None:
-        """Say it in the first of these that may show something."""
-        if self._is_shown or not self._is_here():
-            return
-        cell = next((each for each in requests if shows_output(each)), None)
-        if cell is not None:
-            self._is_shown = True
-            self._publish("status", {"execution_state": BUSY}, cell.header)
-            self._publish("stream", {"name": "stderr", "text": NO_REMOTE}, cell.header)
+        if show_in_first(self.replies, requests, self.line):
+            self.line = ""
 
 
-class FirstCellNotice:
-    """A line, until it is told."""
+@dataclass
+class SessionBanner(FirstCellNotice):
+    """Tells which session it is, and its notices: once, however often the link comes back."""
 
-    def __init__(self, publish: Publish, is_ready: Callable[[], bool]) -> None:
-        """`is_ready`: is the far kernel there, as far as is known?"""
-        self._publish = publish
-        self._is_ready = is_ready
-        self._seen_sessions: set[str] = set()  # sessions of which it was heard how they were found
-        self._session_info: SessionInfo | None = None
-        self._line = ""
+    _seen_sessions: set[str] = field(default_factory=set)  # their ids
+    _session_info: SessionInfo | None = None
 
     def on_session(self, address: SessionInfo, notebook: str, *, is_busy: bool) -> None:
-        """Hear which session it is, and whether a cell is running there."""
+        """Note which session it is, and whether a cell is running there."""
         if address.session not in self._seen_sessions:
             self._seen_sessions.add(address.session)
             if address.begun:
-                self._line = joined_text(address, notebook, time.time(), is_busy=is_busy)
+                self.line = joined_text(address, notebook, time.time(), is_busy=is_busy)
             else:
-                self._line = other_sessions_text(address, notebook)
-        if address is not self._session_info:  # else they were told when the link was up before
+                self.line = other_sessions_text(address, notebook)
+        if address is not self._session_info:  # each login brings another one, with its notices
             self._session_info = address
-            self._line += "".join(f"[remoter] {notice}\n" for notice in address.notices)
+            self.line += notice_text(*address.notices)
 
-    def on_move(self, request: Request, _before: Stage) -> None:
-        """A cell is on its way to a kernel that is there."""
-        if self._line and request.stage is Stage.QUEUED and self._is_ready():
-            self.show_in([request])
 
-    def show_in(self, requests: Iterable[Request]) -> None:
-        """Say it in the first of these that is a cell."""
-        cell = next((each for each in requests if shows_output(each)), None) if self._line else None
-        if cell is not None:
-            line, self._line = self._line, ""
-            # A console hears a cell only once that is busy.
-            self._publish("status", {"execution_state": BUSY}, cell.header)
-            self._publish("stream", {"name": "stderr", "text": line}, cell.header)
+def show_in_first(replies: ReplySender, requests: Iterable[Request], text: str) -> bool:
+    """Print text in the first of these that shows anything; return whether there is one."""
+    cell = next((each for each in requests if shows_output(each)), None)
+    if cell is not None:
+        replies.send_state(cell, BUSY)  # a console looks at a cell only once that is busy
+        replies.write(cell.header, text)
+    return cell is not None
+
+
+# The texts (pure) -----------------------------------------------------------------------------
 
 
 def joined_text(address: SessionInfo, notebook: str, now: float, *, is_busy: bool) -> str:
-    """Tell that this is the session that the notebook had before."""
+    """Tell that this is the session that the notebook had before; `now`: seconds since 1970."""
+    # By the clock of this machine, as the person reads it.
     days = "%a" if now - address.begun < WEEK else "%Y-%m-%d"
     begun = time.strftime(f"{days} %H:%M", time.localtime(address.begun))
     running = " A cell is still running there." if is_busy else ""
-    return (
-        f"[remoter] Joined session {address.session} of this notebook, begun {begun}.{running} "
+    return notice_text(
+        f"Joined session {address.session} of this notebook, begun {begun}.{running} "
         f"What came meanwhile: %remoter outputs, or remoter outputs {address.session} "
-        f"--into {_shell_quoted(Path(notebook).name)}\n"
+        f"--into {_shell_quoted(Path(notebook).name)}"
     )
 
 
@@ -240,15 +217,12 @@ def other_sessions_text(address: SessionInfo, notebook: str) -> str:
         if each.get("notebook") != same and not each.get("is_file_here")
     ]
     if own:
-        which = f"Session {own[0]} of this notebook is" if len(own) == 1 else _several_sessions(own)
+        several = f"Sessions {', '.join(own[:-1])} and {own[-1]} of this notebook are"
+        which = f"Session {own[0]} of this notebook is" if len(own) == 1 else several
     elif moved:
         own = [moved[0]["session"]]
         file = Path(moved[0].get("notebook", "")).name
         which = f"Session {own[0]} has cells of this notebook, as {file}, and is"
     else:
         return ""
-    return f"[remoter] {which} there, too: remoter attach {own[0]}\n"
-
-
-def _several_sessions(sessions: list[str]) -> str:
-    return f"Sessions {', '.join(sessions[:-1])} and {sessions[-1]} of this notebook are"
+    return notice_text(f"{which} there, too: remoter attach {own[0]}")

@@ -1,22 +1,20 @@
 """Asks the person in the cell that waits, through Jupyter's own input box.
 
-A login runs in a thread and may take as long as a person does; all else of the front goes on.
+A login runs in a thread and may take as long as a person does; all else of the proxy goes on.
 Where no cell waits that may be asked in, nobody is asked: the next one that is run asks.
 
-Kernels ask, too (`input()`), and not every client says which question it answers. At such a
-client one question is open at a time: ours waits for the answer to a kernel's, and a kernel's
-for that to ours. So no answer is ever taken for one to another question.
+Kernels ask, too (`input()`), and not every client says which question it answers: jupyter_client,
+consoles, nbclassic and JupyterLab 3 send replies without a parent, JupyterLab 4 and VS Code name
+the question. At a client that does not, one question is open at a time: ours waits for the answer
+to a kernel's, and a kernel's for that to ours. So no answer is ever taken for one to another
+question.
 
 A question of ours moves to the cell that was run last by another page, since the page in which
-it is open may be gone; its box stays, see `input_boxes`.
+it is open may be gone; its box stays, see `OpenInputBoxes`.
 
 Jupyter has no way to close an input box. What is typed into one whose question has moved, or was
-taken back, is used for nothing. A client that does not say which question it answers may have
-such a box open before any other one: the next thing that it answers was typed there.
-
-What kernels ask (`input()`), until it has its answer: which question a reply is for. Not every
-client says that: jupyter_client, consoles, nbclassic and JupyterLab 3 send replies without a
-parent, JupyterLab 4 and VS Code name the question.
+taken back, is used for nothing. A client that does not name questions may have such a box open
+before any other one: the next thing that it answers was typed there.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import queue
 import re
 import threading
 import unicodedata
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
@@ -45,6 +44,7 @@ from remoter_kernel.local.login.prompts import (
     strip_controls,
 )
 from remoter_kernel.local.proxy.client_startup_code import is_client_code
+from remoter_kernel.local.proxy.sockets import notice_text
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import (
     CONTENT,
@@ -54,6 +54,7 @@ from remoter_kernel.protocol.messages import (
     content_of,
     header_of,
 )
+from remoter_kernel.protocol.requests import BUSY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -65,21 +66,20 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.requests import Request
 
 MOST_TRIES = 3  # at a word that is neither yes, nor once, nor no
-ONE_AT_A_TIME = (
-    "[remoter] There is a question to be asked here. First answer the one that is open, which "
-    "code of this notebook has asked, or interrupt the kernel.\n"
+ONE_AT_A_TIME = notice_text(
+    "There is a question to be asked here. First answer the one that is open, which "
+    "code of this notebook has asked, or interrupt the kernel."
 )
-CLOSE_THAT_BOX = (
-    "[remoter] There is a question to be asked here. First press Enter in the box that is open: "
-    "its question was answered elsewhere, and what is typed there is used for nothing.\n"
+CLOSE_THAT_BOX = notice_text(
+    "There is a question to be asked here. First press Enter in the box that is open: "
+    "its question was answered elsewhere, and what is typed there is used for nothing."
 )
-NOT_USED = (
-    "[remoter] What was typed there was not used: that question is not open any more, or is "
-    "asked elsewhere.\n"
+NOT_USED = notice_text(
+    "What was typed there was not used: that question is not open any more, or is asked elsewhere."
 )
 
 POLL_EVERY = 0.1  # seconds between two looks at whether a question was taken back
-WITHDRAWN_WITHIN = 2.0  # seconds
+WITHDRAWN_WITHIN = 2.0  # seconds in which the proxy's thread takes a question back
 MOST_OPEN = 20  # boxes that are left open, of all pages
 AnswerQueue = queue.SimpleQueue[str | NotAnswered | NeedsPerson]
 
@@ -88,35 +88,27 @@ LONGEST_PROMPT = 16 * 1024  # characters of a question
 _LINES = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
-class _HeldInputRequest(NamedTuple):
-    """A kernel's question that waits until ours has its answer."""
-
-    request: KernelInputRequest
-    parts: list[Bytes]
-    send: Callable[[list[Bytes]], object]
-
-
 class StdinPrompter:
     """Whom a login may ask (see `Prompter`): whoever has run a cell that waits for it."""
 
+    # Logins and cells ask from threads: whatever is not said here to be theirs, and `_lock` apart,
+    # is touched by the proxy's thread alone (`_call`).
     def __init__(
         self, reactor: Reactor, replies: ReplySender, open_cells: Callable[[], Iterable[Request]]
     ) -> None:
-        """Remember; `open_cells` lists the requests without a reply, the oldest first."""
+        """`open_cells` returns the cells without a reply, the oldest first."""
         self.remote_name: Callable[[], str] = lambda: "the remote"
         self.notebook: Callable[[], str] = lambda: ""  # its path, as far as that is known
-        self._kernel_input = KernelInputRequests()
-        self._held: list[_HeldInputRequest] = []
         self._reactor = reactor
         self._replies = replies
         self._open_cells = open_cells
-        self._pending: PendingPrompt | None = None
+        self._kernel_input = KernelInputRequests()
         self._boxes = OpenInputBoxes(self._kernel_input.is_naming)
-        self._waiting_elsewhere: list[
-            AnswerQueue
-        ] = []  # of those who wait while another one is asked
-        self._busy_sent: set[str] = set()  # cells that were told to be at work
-        self._lock = threading.Lock()  # there is one input box
+        self._held: list[KernelInputRequest] = []  # they wait until ours has its answer
+        self._pending: PendingPrompt | None = None
+        # Of those who wait while another process asks for the same login.
+        self._waiting_elsewhere: list[AnswerQueue] = []
+        self._lock = threading.Lock()  # one question of ours at a time
 
     def attach(self, dialer: SessionDialer) -> None:
         """Be whom the logins of a dialer ask."""
@@ -137,9 +129,9 @@ class StdinPrompter:
         """Ask whether a host's key is the right one."""
         text = f"{host_key_question(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(MOST_TRIES):
-            said = self._prompt(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
-            if said in {each.value for each in Trust}:
-                return Trust(said)
+            answer = self._prompt(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
+            if answer in {each.value for each in Trust}:
+                return Trust(answer)
         return Trust.NO
 
     def ask(
@@ -152,10 +144,9 @@ class StdinPrompter:
         """Ask what a server, or a key, wants to know."""
         texts = [f"{prompt_prefix(host)}{prompt.text.strip()}" for prompt in prompts]
         if instruction and not texts:  # touch the token, say: nothing is to be typed
-            self._reactor.call_soon_threadsafe(
-                partial(self._show_text, f"{prompt_prefix(host)}{instruction}")
-            )
+            self._call(self._show_text, f"{prompt_prefix(host)}{instruction}")
         elif instruction:
+            # In the question itself: what is printed may scroll away before its box opens.
             texts[0] = f"{instruction}\n{texts[0]}"
         return [
             self._prompt(text, is_hidden=not prompt.is_shown, withdrawn=withdrawn)
@@ -163,26 +154,15 @@ class StdinPrompter:
         ]
 
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
-        """Say in the cell where somebody is asked, and wait; an interrupt ends that."""
+        """Say in a cell that somebody is asked elsewhere, and wait; an interrupt ends that."""
         answer: AnswerQueue = queue.SimpleQueue()
-        self._reactor.call_soon_threadsafe(partial(self._start_waiting, sentence, answer))
-        wait_for_answer(answer, withdrawn, self._in_reactor(self._stop_waiting, answer))
-
-    def _show_text(self, text: str) -> None:
-        request = self._find_cell()
-        if request:
-            words = {"name": "stderr", "text": f"{text}\n"}
-            self._replies.publish("stream", words, request.header)
-
-    def can_prompt(self) -> bool:
-        """Is there a cell that waits, and in which one may ask?"""
-        return self._find_cell() is not None
+        self._call(self._start_waiting, sentence, answer)
+        wait_for_answer(answer, withdrawn, partial(self._call, self._stop_waiting, answer))
 
     def prompt_in(self, cell: Request, text: str) -> str:
-        """Ask in this very cell, which has said that it is at work; a RemoterError: no answer."""
+        """Ask in this very cell; a RemoterError: no answer."""
         if not can_prompt_in(cell):
             raise NeedsPerson("nobody can be asked in this cell.")
-        self._busy_sent.add(message_id(cell))
         return self._prompt(text, is_hidden=False, cell=cell)
 
     def _prompt(
@@ -194,130 +174,143 @@ class StdinPrompter:
         withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> str:
         answer: AnswerQueue = queue.SimpleQueue()
-        begin = partial(self._start_prompt, f"{text} ", answer, is_hidden=is_hidden, cell=cell)
+        content = {"prompt": f"{text} ", "password": is_hidden}
+        # By polling: a question that is taken back must not wait for the one before it.
         while not self._lock.acquire(timeout=POLL_EVERY):
             if withdrawn.is_set():
                 raise Withdrawn
         try:
-            self._reactor.call_soon_threadsafe(begin)
-            return wait_for_answer(answer, withdrawn, self._in_reactor(self._withdraw, answer))
+            self._call(self._start_prompt, content, answer, cell)
+            return wait_for_answer(answer, withdrawn, partial(self._call, self._withdraw, answer))
         finally:
             self._lock.release()
 
-    def _in_reactor(
-        self, do: Callable[[AnswerQueue], None], answer: AnswerQueue
-    ) -> Callable[[], object]:
-        return lambda: self._reactor.call_soon_threadsafe(partial(do, answer))
+    def _call(self, do: Callable[..., None], *words: object) -> None:
+        self._reactor.call_soon_threadsafe(partial(do, *words))
 
-    # --- from the proxy's thread ---
+    # --- from the proxy's thread: questions of ours ---
+
+    @property
+    def is_asking(self) -> bool:
+        """Is a person being waited for?"""
+        return self._pending is not None or bool(self._waiting_elsewhere)
+
+    def can_prompt(self) -> bool:
+        """Is there a cell that waits, and in which one may ask?"""
+        return self._find_cell() is not None
 
     def _find_cell(self) -> Request | None:
         """Find the oldest cell of the page in which somebody has run one last."""
-        return oldest_of_last_client(
-            [request for request in list(self._open_cells()) if can_prompt_in(request)]
-        )
+        cells = [cell for cell in list(self._open_cells()) if can_prompt_in(cell)]
+        if not cells:
+            return None
+        same = [cell for cell in cells if cell.identities == cells[-1].identities]
+        return next(cell for cell in same if not is_rerun_of(same[-1], cell))
+
+    def _show_text(self, text: str) -> None:
+        cell = self._find_cell()
+        if cell:
+            self._replies.write(cell.header, f"{text}\n")
 
     def _start_prompt(
-        self, text: str, answer: AnswerQueue, *, is_hidden: bool, cell: Request | None
+        self, content: dict[str, Any], answer: AnswerQueue, cell: Request | None
     ) -> None:
-        request = cell or self._find_cell()
-        if request is None:
+        cell = cell or self._find_cell()
+        if cell is None:
             message = "the login has a question, and no cell is waiting in which to ask it."
             answer.put(NeedsPerson(message, "Run a cell to be asked."))
             return
-        self._show_prompt(PendingPrompt(request, {"prompt": text, "password": is_hidden}, answer))
+        self._show_prompt(PendingPrompt(cell, content, answer))
 
-    def _show_prompt(self, asked: PendingPrompt) -> None:
+    def _show_prompt(self, prompt: PendingPrompt) -> None:
         """Ask in a cell, as soon as one question at a time lets it be."""
-        self._send_busy(asked.request)
-        self._pending = asked._replace(
-            message_id=self._boxes.reopen(asked)
-        )  # it may stand there still
+        # A console looks at a cell only once that is busy, and a question is no sign of that.
+        self._replies.send_state(prompt.request, BUSY)
+        self._pending = prompt
+        prompt.message_id = self._boxes.reopen(prompt)  # its box may stand there still
         self._send_next()
-        if not self._pending.message_id:
-            is_left = self._boxes.is_ambiguous(asked.request.identities)
-            self._write_stderr(CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME, asked.request.header)
-
-    def _send_busy(self, request: Request) -> None:
-        name = message_id(request)
-        if name not in self._busy_sent:
-            self._busy_sent.add(name)
-            self._replies.publish("status", {"execution_state": "busy"}, request.header)
-
-    def _write_stderr(self, text: str, header: dict[str, Any]) -> None:
-        self._replies.publish("stream", {"name": "stderr", "text": text}, header)
+        if not prompt.message_id:
+            is_left = self._boxes.is_ambiguous(prompt.request.identities)
+            text = CLOSE_THAT_BOX if is_left else ONE_AT_A_TIME
+            self._replies.write(prompt.request.header, text)
 
     def _send_next(self) -> None:
         """Ask what has yet to be asked, as far as one question at a time lets it be."""
-        asked = self._pending
-        if asked and not asked.message_id and not self._is_ambiguous(asked.request.identities):
-            name = self._replies.send_input_request(asked.request, asked.content)
-            self._boxes.headers[name] = asked.request.header
-            self._pending = asked._replace(message_id=name)
+        prompt = self._pending
+        if prompt and not prompt.message_id:
+            client = prompt.request.identities
+            if not (self._kernel_input.is_ambiguous(client) or self._boxes.is_ambiguous(client)):
+                name = self._replies.send_input_request(prompt.request, prompt.content)
+                # From now on a reply that names it is for nobody else, however late.
+                self._boxes.headers[name] = prompt.request.header
+                prompt.message_id = name
+        # Each may have to wait again, for one that goes out before it.
         held, self._held = self._held, []
-        for each in held:
-            if self._must_hold(each):
-                self._held.append(each)
-            else:
-                self._forward(each)
-
-    def _is_ambiguous(self, client: Sequence[bytes]) -> bool:
-        """Could this client's answer to anything be one to another question?"""
-        return self._kernel_input.is_ambiguous(client) or self._boxes.is_ambiguous(client)
-
-    def _must_hold(self, held: _HeldInputRequest) -> bool:
-        """Must a kernel's question wait?"""
-        client, asked = list(held.request.client), self._pending
-        is_ours_open = asked and asked.message_id and asked.request.identities == client
-        is_exact = self._kernel_input.is_naming(client)
-        return bool(is_ours_open and not is_exact) or self._boxes.is_ambiguous(client)
-
-    # --- a question goes elsewhere, or is taken back ---
+        for question in held:
+            self._forward_or_hold(question)
 
     def on_cell(self, request: Request, is_over: Callable[[str], bool]) -> None:
-        """A cell was run: if that was in another page, an open question moves there.
+        """Move an open question to a cell that was run in another page.
 
         `is_over` says whether a cell, by its id, has its reply by now.
         """
         self._boxes.on_cell(request)
-        asked = self._pending
-        if asked is None or not can_prompt_in(request) or is_over(message_id(request)):
+        prompt = self._pending
+        if prompt is None or not can_prompt_in(request) or is_over(request.id):
             return
-        is_same_page = request.identities == asked.request.identities
-        if is_same_page and not is_rerun_of(request, asked.request):
+        is_same_page = request.identities == prompt.request.identities
+        if is_same_page and not is_rerun_of(request, prompt.request):
             return
         if not is_same_page:  # what is run again in its page has closed its box
-            self._boxes.leave_open(asked)
-        self._show_prompt(PendingPrompt(request, asked.content, asked.answer))
+            self._boxes.leave_open(prompt)
+        self._show_prompt(PendingPrompt(request, prompt.content, prompt.answer))
 
     def _withdraw(self, answer: AnswerQueue) -> None:
-        asked = self._pending
-        if asked is None or asked.answer is not answer:
+        prompt = self._pending
+        if prompt is None or prompt.answer is not answer:  # it has just been answered
             return
+        self._boxes.leave_open(prompt)
+        self._end_prompt(prompt, Withdrawn())
+
+    def _end_prompt(self, prompt: PendingPrompt, outcome: str | NotAnswered) -> None:
         self._pending = None
-        self._boxes.leave_open(asked)
-        answer.put(Withdrawn())
+        prompt.answer.put(outcome)
         self._send_next()
 
     def _start_waiting(self, sentence: str, answer: AnswerQueue) -> None:
         self._waiting_elsewhere.append(answer)
-        request = self._find_cell()
-        if request:
-            self._send_busy(request)
+        cell = self._find_cell()
+        if cell:
+            self._replies.send_state(cell, BUSY)
             how = "This cell goes on then; an interrupt ends it."
-            self._write_stderr(
-                f"[remoter] {self.remote_name()}: {sentence} {how}\n", request.header
-            )
+            self._replies.notify(cell.header, f"{self.remote_name()}: {sentence} {how}")
 
     def _stop_waiting(self, answer: AnswerQueue) -> None:
         if answer in self._waiting_elsewhere:
             self._waiting_elsewhere.remove(answer)
             answer.put(Withdrawn())
 
-    @property
-    def is_asking(self) -> bool:
-        """Is a person being waited for?"""
-        return self._pending is not None or bool(self._waiting_elsewhere)
+    def cancel(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
+        """End a question without an answer: `client` has interrupted. False: there was none.
+
+        Then a kernel is interrupted, and its own questions with it; `is_here`: the local one.
+        """
+        prompt, self._pending = self._pending, None
+        self._boxes.on_interrupt(list(client), prompt)
+        if prompt:
+            if not prompt.message_id:  # it waited for an answer that the person does not give
+                self._kernel_input.drop_client(prompt.request.identities)
+            message = "the question of the login was not answered."
+            self._end_prompt(prompt, NotAnswered(message, "Run a cell to be asked again."))
+            return True
+        waiting, self._waiting_elsewhere = self._waiting_elsewhere, []
+        for answer in waiting:
+            answer.put(NotAnswered("the login was not waited for.", "Run the cell again."))
+        if not waiting:
+            self.drop_kernel_input(is_here=is_here)
+        return bool(waiting)
+
+    # --- from the proxy's thread: questions of kernels, and what is typed ---
 
     def relay_input_request(
         self,
@@ -328,27 +321,36 @@ class StdinPrompter:
         *,
         is_here: bool = False,
     ) -> None:
-        """Pass on what a kernel asks; `send` says it to the client, `answer` the reply to it.
+        """Pass on a question of a kernel: `send` to the client, `answer` the reply to the kernel.
 
-        `is_here`: it is the kernel on this side.
+        `is_here`: it is the local kernel's.
         """
         name = str(header_of(parts[HEADER]).get("msg_id", ""))
-        if name in self._boxes.headers or self._kernel_input.has(name):  # as if it had none
-            name = ""
-        cell = str(request.header.get("msg_id", ""))
-        question = KernelInputRequest(tuple(request.identities), name, cell, answer, is_here)
+        if name in self._boxes.headers or self._kernel_input.has(name):
+            name = ""  # a kernel chooses its ids: nothing that names another question is for this
         whose = "code on this machine" if is_here else self.remote_name()
-        held = _HeldInputRequest(question, mark_lookalike(parts, whose), send)
+        ask = partial(send, mark_lookalike(parts, whose))
         if self._boxes.is_ambiguous(request.identities):
-            self._write_stderr(CLOSE_THAT_BOX, request.header)
-        if self._must_hold(held):
-            self._held.append(held)
-        else:
-            self._forward(held)
+            self._replies.write(request.header, CLOSE_THAT_BOX)
+        self._forward_or_hold(
+            KernelInputRequest(request.identities, name, request.id, ask, answer, is_here)
+        )
 
-    def _forward(self, held: _HeldInputRequest) -> None:
-        self._kernel_input.add(held.request)
-        held.send(held.parts)
+    def _forward_or_hold(self, question: KernelInputRequest) -> None:
+        client, prompt = question.client, self._pending
+        is_ours_open = prompt and prompt.message_id and prompt.request.identities == client
+        is_naming = self._kernel_input.is_naming(client)
+        if (is_ours_open and not is_naming) or self._boxes.is_ambiguous(client):
+            self._held.append(question)
+        else:
+            self._kernel_input.open.append(question)
+            question.ask()
+
+    def drop_kernel_input(self, *, is_here: bool) -> None:
+        """Forget a kernel's questions: it has ended, or was interrupted."""
+        self._held = [each for each in self._held if each.is_local is not is_here]
+        self._kernel_input.drop(is_here=is_here)
+        self._send_next()
 
     def on_input_reply(self, reply: Request) -> bool:
         """Give what was typed to whoever has asked for it; False: nobody that is known here.
@@ -357,165 +359,45 @@ class StdinPrompter:
         """
         client = reply.identities
         parent = str(header_of(reply.parts[PARENT]).get("msg_id") or "")
-        asked = (
-            self._pending if self._pending and self._pending.request.identities == client else None
-        )
+        prompt = self._pending
+        # Who else is connected to this kernel was not asked.
+        if prompt and prompt.request.identities != client:
+            prompt = None
         if parent in self._boxes.headers:
             self._kernel_input.mark_naming(client)
-            if asked and parent == asked.message_id:
-                self._accept_input(asked, reply)
+            if prompt and parent == prompt.message_id:
+                self._accept_input(prompt, reply)
             else:
                 self._discard_input(parent)
-            return True
-        if box := self._boxes.left_open_for(client, parent):
+        elif box := self._boxes.left_open_for(client, parent):
             self._discard_input(box)
-            return True
-        question = self._kernel_input.pop_for(client, parent)
-        if question:
+        elif question := self._kernel_input.pop_for(client, parent):
             question.reply(list(reply.parts))
             self._send_next()
-            return True
-        cells = {"", asked.request.header.get("msg_id")} if asked and asked.message_id else set()
-        if asked and parent in cells:
-            self._accept_input(asked, reply)
-            return True
-        return not parent and bool(
-            self._boxes.headers
-        )  # it may be a secret that was asked for here
+        elif prompt and prompt.message_id and parent in {"", prompt.request.id}:
+            self._accept_input(prompt, reply)
+        else:  # a kernel that asks without our knowing, unless it may be a secret asked for here
+            return not parent and bool(self._boxes.headers)
+        return True
 
     def _discard_input(self, name: str) -> None:
         """Use for nothing what was typed for a question that is not open any more."""
         self._boxes.close(name)
-        self._write_stderr(NOT_USED, self._boxes.headers[name])
+        self._replies.write(self._boxes.headers[name], NOT_USED)
         self._send_next()
 
-    def _accept_input(self, asked: PendingPrompt, reply: Request) -> None:
-        value = str(content_of(reply.parts).get("value", ""))  # an odd reply leaves it open
-        self._pending = None
-        asked.answer.put(value)
-        self._send_next()
-
-    def drop_kernel_input(self, *, is_here: bool) -> None:
-        """Hear that a kernel waits for no answer any more: it has ended, or was interrupted."""
-        self._held = [each for each in self._held if each.request.is_local is not is_here]
-        self._kernel_input.drop(is_here=is_here)
-        self._send_next()
-
-    def cancel(self, *, is_here: bool = False, client: Sequence[bytes] = ()) -> bool:
-        """Let a question go unanswered: the person has interrupted. False: there was none.
-
-        Then a kernel is interrupted; `is_here`: it is that on this side. `client` interrupts.
-        """
-        asked, self._pending = self._pending, None
-        self._boxes.on_interrupt(client, asked)
-        if asked is None and self._waiting_elsewhere:
-            waiting, self._waiting_elsewhere = self._waiting_elsewhere, []
-            for answer in waiting:
-                answer.put(NotAnswered("the login was not waited for.", "Run the cell again."))
-            return True
-        if asked is None:
-            self.drop_kernel_input(is_here=is_here)
-            return False
-        if not asked.message_id:  # it waited for an answer that the person does not give
-            self._kernel_input.drop_client(asked.request.identities)
-        message = "the question of the login was not answered."
-        asked.answer.put(NotAnswered(message, "Run a cell to be asked again."))
-        self._send_next()
-        return True
+    def _accept_input(self, prompt: PendingPrompt, reply: Request) -> None:
+        # If the content is odd this raises, and the question stays open.
+        self._end_prompt(prompt, str(reply.content.get("value", "")))
 
 
 def can_prompt_in(request: Request) -> bool:
     """Is this a cell of a person who can be asked?"""
-    if request.channel is not Channel.SHELL or request.header.get("msg_type") != "execute_request":
+    if request.channel is not Channel.SHELL or not request.is_cell:
         return False
-    content: dict[str, Any] = content_of(request.parts)
+    content = request.content
     can_answer = content.get("allow_stdin", True) and not content.get("silent")
     return bool(can_answer) and not is_client_code(content)
-
-
-class PendingPrompt(NamedTuple):
-    """A question that waits for its answer."""
-
-    request: Request
-    content: dict[str, Any]
-    answer: AnswerQueue
-    message_id: str = ""  # of the message that asked; none: it has yet to be asked
-
-
-class OpenInputBoxes:
-    """The boxes that were opened, and those of them that were left open."""
-
-    def __init__(self, is_naming: Callable[[Sequence[bytes]], bool]) -> None:
-        """Remember; `is_naming`: does a client say which question it answers?"""
-        self.headers: dict[str, dict[str, Any]] = {}  # of the cells, by the message that asked
-        self._is_naming = is_naming
-        self._left_open: list[PendingPrompt] = []
-        self._clients: list[list[bytes]] = []  # clients that have run cells, the last ones
-
-    def leave_open(self, asked: PendingPrompt) -> None:
-        """A question is not open any more, and its box is."""
-        if asked.message_id:
-            self._left_open = [*self._left_open, asked][-MOST_OPEN:]
-
-    def reopen(self, asked: PendingPrompt) -> str:
-        """Return the message of a box that was left open with the very same question, once."""
-        for box in self._left_open:
-            if box.request is asked.request and box.content == asked.content:
-                self._left_open.remove(box)
-                return box.message_id
-        return ""
-
-    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
-        """Could what a client answers next have been typed into a box that was left open?"""
-        return bool(self._left_open_at(client)) and not self._is_naming(client)
-
-    def left_open_for(self, client: Sequence[bytes], parent: str) -> str:
-        """Name the box into which that was typed if it was left open; `parent`: what it names."""
-        if not self.is_ambiguous(client):
-            return ""
-        box = self._left_open_at(client)[0]
-        return box.message_id if parent in {"", message_id(box.request)} else ""
-
-    def close(self, name: str) -> None:
-        """A person has closed one."""
-        self._left_open = [box for box in self._left_open if box.message_id != name]
-
-    def on_cell(self, request: Request) -> None:
-        """A cell that is run again has closed the box that it showed before."""
-        self._left_open = [box for box in self._left_open if not is_rerun_of(request, box.request)]
-        if list(request.identities) not in self._clients:
-            self._clients = [*self._clients, list(request.identities)][-MOST_OPEN:]
-
-    def on_interrupt(self, client: Sequence[bytes], asked: PendingPrompt | None) -> None:
-        """A client has interrupted, and with that closed its boxes.
-
-        A server does that for one of its pages, and does not say for which: for that where the
-        question is open, `asked`, if there is one. Boxes of other pages stay on their screens.
-        """
-        page = list(client)
-        if page not in self._clients:
-            if asked is None:
-                self._left_open.clear()
-                return
-            page = list(asked.request.identities)
-        self._left_open = [box for box in self._left_open if list(box.request.identities) != page]
-
-    def _left_open_at(self, client: Sequence[bytes]) -> list[PendingPrompt]:
-        return [box for box in self._left_open if list(box.request.identities) == list(client)]
-
-
-def message_id(request: Request) -> str:
-    """Return the message id of a request."""
-    return str(request.header.get("msg_id", ""))
-
-
-def oldest_of_last_client(cells: Sequence[Request]) -> Request | None:
-    """Return the oldest cell of the page in which somebody has run one last."""
-    if not cells:
-        return None
-    last = cells[-1]
-    same = [each for each in cells if each.identities == last.identities]
-    return next(each for each in same if not is_rerun_of(last, each))
 
 
 def is_rerun_of(request: Request, before: Request) -> bool:
@@ -532,65 +414,132 @@ def wait_for_answer(
     limit = POLL_EVERY
     while True:
         try:
-            said = answer.get(timeout=limit)
+            outcome = answer.get(timeout=limit)
             break
         except queue.Empty:
-            if limit == WITHDRAWN_WITHIN:  # this process is ending
+            if limit == WITHDRAWN_WITHIN:  # nobody takes it back: this process is ending
                 raise Withdrawn from None
             if withdrawn.is_set():
-                take_back()  # and says so, unless an answer has just come
+                take_back()  # puts `Withdrawn` there, unless an answer has just come
                 limit = WITHDRAWN_WITHIN
-    if isinstance(said, str):
-        return said
-    raise said
+    if isinstance(outcome, str):
+        return outcome
+    raise outcome
+
+
+@dataclass
+class PendingPrompt:
+    """A question of ours that waits for its answer."""
+
+    request: Request
+    content: dict[str, Any]  # of the message that asks
+    answer: AnswerQueue
+    message_id: str = ""  # of the message that asked; none: it has yet to be asked
+
+
+@dataclass
+class OpenInputBoxes:
+    """The boxes of our questions, and those of them that were left open."""
+
+    is_naming: Callable[[list[bytes]], bool]  # does a client say which question it answers?
+    # Headers of the cells in which we have asked, by the id of the message that asked. They stay:
+    # an answer may come at any time, and is a secret, perhaps.
+    headers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _left_open: list[PendingPrompt] = field(default_factory=list)
+    _clients: list[list[bytes]] = field(default_factory=list)  # that have run cells, the last ones
+
+    def leave_open(self, prompt: PendingPrompt) -> None:
+        """Keep the box of a question that is not open any more."""
+        if prompt.message_id:
+            self._left_open = [*self._left_open, prompt][-MOST_OPEN:]
+
+    def reopen(self, prompt: PendingPrompt) -> str:
+        """Return the message of a box that was left open with the very same question, once."""
+        for box in self._left_open:
+            if box.request is prompt.request and box.content == prompt.content:
+                self._left_open.remove(box)
+                return box.message_id
+        return ""
+
+    def is_ambiguous(self, client: list[bytes]) -> bool:
+        """Could what a client answers next have been typed into a box that was left open?"""
+        return bool(self._left_open_at(client)) and not self.is_naming(client)
+
+    def left_open_for(self, client: list[bytes], parent: str) -> str:
+        """Name the box into which that was typed if it was left open; `parent`: what it names."""
+        if not self.is_ambiguous(client):
+            return ""
+        box = self._left_open_at(client)[0]
+        return box.message_id if parent in {"", box.request.id} else ""
+
+    def close(self, name: str) -> None:
+        """Forget a box that a person has closed."""
+        self._left_open = [box for box in self._left_open if box.message_id != name]
+
+    def on_cell(self, request: Request) -> None:
+        """Forget the box of a cell that is run again: its output is gone, and that with it."""
+        self._left_open = [box for box in self._left_open if not is_rerun_of(request, box.request)]
+        if request.identities not in self._clients:
+            self._clients = [*self._clients, request.identities][-MOST_OPEN:]
+
+    def on_interrupt(self, client: list[bytes], prompt: PendingPrompt | None) -> None:
+        """Forget the boxes of a client that has interrupted: it has closed them.
+
+        A server interrupts for one of its pages, and does not say for which: for that where
+        `prompt` is open, if there is one. Boxes of other pages stay on their screens.
+        """
+        if client not in self._clients:
+            if prompt is None:
+                self._left_open.clear()
+                return
+            client = prompt.request.identities
+        self._left_open = [box for box in self._left_open if box.request.identities != client]
+
+    def _left_open_at(self, client: list[bytes]) -> list[PendingPrompt]:
+        return [box for box in self._left_open if box.request.identities == client]
 
 
 class KernelInputRequest(NamedTuple):
     """A question of a kernel that has no answer yet."""
 
-    client: tuple[bytes, ...]  # who was asked
-    message_id: str  # the id of the message that asks
-    request_id: str  # the id of the request in which it is asked
+    client: list[bytes]  # who is asked
+    message_id: str  # of the message that asks
+    request_id: str  # of the request in which it is asked
+    ask: Callable[[], object]  # sends it to the client
     reply: Callable[[list[Bytes]], object]  # gives the kernel its reply
-    is_local: bool  # is it of the kernel on this side?
+    is_local: bool  # is it the local kernel's?
 
 
+@dataclass
 class KernelInputRequests:
-    """Those without an answer, the oldest first."""
+    """What kernels have asked, the oldest first; and which clients name what they answer."""
 
-    def __init__(self) -> None:
-        self._open: list[KernelInputRequest] = []
-        self._naming_clients: set[tuple[bytes, ...]] = (
-            set()
-        )  # clients that say which question they answer
-
-    def add(self, question: KernelInputRequest) -> None:
-        """A kernel has asked."""
-        self._open.append(question)
+    open: list[KernelInputRequest] = field(default_factory=list)
+    _naming_clients: list[list[bytes]] = field(default_factory=list)
 
     def has(self, name: str) -> bool:
         """Is there a question with this id that has no answer?"""
-        return any(each.message_id == name for each in self._open)
+        return any(each.message_id == name for each in self.open)
 
-    def mark_naming(self, client: Sequence[bytes]) -> None:
-        """A client has said which question it answers: it does so each time."""
-        self._naming_clients.add(tuple(client))
+    def mark_naming(self, client: list[bytes]) -> None:
+        """Note that a client has named the question it answers: it does so each time."""
+        if client not in self._naming_clients:
+            self._naming_clients.append(client)
 
-    def is_naming(self, client: Sequence[bytes]) -> bool:
+    def is_naming(self, client: list[bytes]) -> bool:
         """Does this client say which question it answers, as far as is known?"""
-        return tuple(client) in self._naming_clients
+        return client in self._naming_clients
 
-    def is_ambiguous(self, client: Sequence[bytes]) -> bool:
+    def is_ambiguous(self, client: list[bytes]) -> bool:
         """Could this client's answer to anything else be one to a kernel's question?"""
-        who = tuple(client)
-        return who not in self._naming_clients and any(each.client == who for each in self._open)
+        return not self.is_naming(client) and any(each.client == client for each in self.open)
 
-    def pop_for(self, client: Sequence[bytes], parent: str) -> KernelInputRequest | None:
+    def pop_for(self, client: list[bytes], parent: str) -> KernelInputRequest | None:
         """Return the question that a reply is for, once; `parent`: what the reply names, or "".
 
         What names none, or only the cell, is for the kernel that has asked first.
         """
-        own = [each for each in self._open if each.client == tuple(client)]
+        own = [each for each in self.open if each.client == client]
         is_named = parent not in {"", *(each.request_id for each in own)}
         found = next((each for each in own if is_named and each.message_id == parent), None)
         if found:
@@ -598,16 +547,16 @@ class KernelInputRequests:
         else:
             found = next((each for each in own if parent in {"", each.request_id}), None)
         if found:
-            self._open.remove(found)
+            self.open.remove(found)
         return found
 
     def drop(self, *, is_here: bool) -> None:
-        """A kernel waits no more."""
-        self._open = [each for each in self._open if each.is_local is not is_here]
+        """Forget the questions of the local kernel, or of the remote one."""
+        self.open = [each for each in self.open if each.is_local is not is_here]
 
-    def drop_client(self, client: Sequence[bytes]) -> None:
-        """A person will not answer what this client was asked."""
-        self._open = [each for each in self._open if each.client != tuple(client)]
+    def drop_client(self, client: list[bytes]) -> None:
+        """Forget what this client was asked: the person will not answer."""
+        self.open = [each for each in self.open if each.client != client]
 
 
 def mark_lookalike(parts: list[Bytes], whose: str) -> list[Bytes]:
@@ -619,6 +568,7 @@ def mark_lookalike(parts: list[Bytes], whose: str) -> list[Bytes]:
     prompt = content.get("prompt")
     if not isinstance(prompt, str) or not looks_like_ours(prompt):
         return parts
+    # Each line says whose it is: a kernel could write what looks like the end of its question.
     lines = [strip_controls(line) for line in _LINES.split(prompt[:LONGEST_PROMPT])]
     marked = "\n".join(f"[{whose} asks] {line}" for line in lines if line.strip())
     words = to_json({**content, "prompt": f"{marked} "})
@@ -632,6 +582,7 @@ def looks_like_ours(prompt: str) -> bool:
     """
     if len(prompt) > LONGEST_PROMPT:  # nobody reads that, and what it hides would take long to find
         return True
+    # Letters alone: signs in between, or other forms of the same letters, change nothing.
     wanted = _bare_letters(OWN_TAG)
     if wanted in _bare_letters(prompt):
         return True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import NoSuchSession, RemoteLacks
 from remoter_kernel.local.config.remotes import remember_kernel_info
-from remoter_kernel.local.proxy.failures import FailedLink, answer_what_is_lost_there
+from remoter_kernel.local.proxy.failures import FailedLink, fail_lost_requests
 from remoter_kernel.local.proxy.handlers import mark_sent, send_held_requests
 from remoter_kernel.local.proxy.replies import BUSY_AND_IDLE
-from remoter_kernel.local.proxy.request_queries import find_open_remote, remote_cells
+from remoter_kernel.local.proxy.request_queries import find_open_remote
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, from_json
 from remoter_kernel.protocol.messages import (
@@ -30,54 +30,53 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.proxy.handlers import ProxyContext
     from remoter_kernel.local.proxy.identity import ProxyIdentity
-    from remoter_kernel.local.proxy.presenters import FirstCellNotice
+    from remoter_kernel.local.proxy.presenters import (
+        FirstCellNotice,
+        SessionBanner,
+        WaitingNotices,
+    )
     from remoter_kernel.local.proxy.sockets import Sockets
     from remoter_kernel.protocol.frames import Bytes
 
 
-class LinkStateObserver(Protocol):
-    """Shows a person how the link is."""
-
-    def on_link_state(self) -> None:
-        """It has changed."""
-
-
 @dataclass
 class SessionMessages:
-    """Hears the session and the link."""
+    """Handles what the evaluator sends, and how the link is."""
 
     context: ProxyContext
     sockets: Sockets
     identity: ProxyIdentity
-    banner: FirstCellNotice
-    presenters: Sequence[LinkStateObserver] = ()
+    banner: SessionBanner
+    presenters: Sequence[FirstCellNotice | WaitingNotices]  # who show how the link is
 
     def on_message(self, channel: Channel, parts: Sequence[Bytes]) -> None:
-        """Take one item of the evaluator."""
-        if channel in {Channel.IOPUB, Channel.SHELL} and self.context.local_cells.consume_internal(
-            parts
-        ):
-            return
-        if channel is Channel.IOPUB:
-            self._on_output(parts)
-        elif channel is Channel.EVENT:
+        """Handle one item of the evaluator."""
+        if channel is Channel.EVENT:
             self._on_event(from_json(parts[TOPIC]))
+        elif channel is Channel.STDIN:
+            self._on_input_request(parts)
+        elif channel is not Channel.CONTROL and self.context.local_cells.consume_internal(parts):
+            pass  # nobody's but ours: no client is to see it
+        elif channel is Channel.IOPUB:
+            self._on_output(parts)
         else:
             self._on_reply(channel, parts)
 
     def on_link_state(self, state: LinkState) -> None:
-        """Hear that the link is in another state."""
+        """Handle that the link is in another state."""
         context = self.context
         if state is LinkState.WAITING:
             mark_sent(context, "the link was lost meanwhile")
         for presenter in self.presenters:
+            # Before the rest: a notice is taken away before the cell prints, or fails.
             presenter.on_link_state()
         if state is LinkState.UP:
             self._on_link_up()
         elif state is LinkState.FAILED and context.link.error:
-            is_over = context.kernel.start_error is not None
             error = context.link.error.at(context.find_remote().name)
-            if is_over or isinstance(error, NoSuchSession):
+            has_no_kernel = context.kernel.start_error is not None
+            is_over = has_no_kernel or isinstance(error, NoSuchSession)
+            if is_over:
                 context.link.deliver_all()  # what has come belongs before the end
             failed = FailedLink(
                 context.link,
@@ -86,87 +85,86 @@ class SessionMessages:
                 context.prompter,
                 context.startup_code,
             )
-            failed.fail_pending(error, is_final=is_over, allows_stdin=context.kernel.allows_stdin)
-            context.local_cells.on_link_failed(
-                error, is_over=is_over or isinstance(error, NoSuchSession)
-            )
+            allows_stdin = context.kernel.allows_stdin
+            failed.fail_pending(error, is_final=has_no_kernel, allows_stdin=allows_stdin)
+            context.local_cells.on_link_failed(error, is_over=is_over)
         context.cell_queue.start_next()
 
     def _on_output(self, parts: Sequence[Bytes]) -> None:
-        """Pass an output on to all; a state that clients have heard is not said again."""
         context, state = self.context, execution_state(parts)
-        # VS Code would open its sockets anew, and never say so to itself: no cell would be
-        # sent any more.
+        # At "restarting" VS Code opens its sockets anew and waits for a restart of its own: it
+        # would never send a cell again.
         if state == "restarting" and self.identity.is_for_vscode:
             return
         context.magics.on_output(parts)
         is_new = True
         if state in BUSY_AND_IDLE:
-            asker = str(header_of(parts[PARENT]).get("msg_id", ""))
-            is_new = context.requests.on_state(asker, state).is_new
+            name = str(header_of(parts[PARENT]).get("msg_id", ""))
+            is_new = context.requests.on_state(name, state).is_new
             if not is_new and state == BUSY and context.replies.last_state == IDLE:
-                # It was said early, and the idle of another request has come since: clients
-                # take that for the kernel's, and this cell runs.
-                request = context.requests.get(asker)
+                # It was sent early, and the idle of another request has come since: clients take
+                # that for the kernel's, and this cell runs.
+                request = context.requests.get(name)
                 is_new = request is not None and request.is_open
             if is_new:
                 context.replies.last_state = state
         if is_new:
             self.sockets.publish([bytes(parts[TOPIC]), *parts[HEADER:]])
-        context.local_cells.on_remote_output(parts)
+        if context.cell_queue.is_active:
+            context.local_cells.on_remote_output(parts)
 
     def _on_reply(self, channel: Channel, parts: Sequence[Bytes]) -> None:
-        """Pass a reply, or a question, on to whoever has asked."""
         context = self.context
         name = str(header_of(parts[PARENT]).get("msg_id", ""))
-        if channel is Channel.STDIN:
-            self._on_input_request(name, parts)
-            return
         request = find_open_remote(context.requests, name)
-        if request is None:
+        if request is None:  # another proxy of this session has asked, or one before this
             return
-        send = partial(self.sockets.reply, channel, request.identities)
         if request.is_cell:
+            # Kept as it came: its count is read when a magic needs it.
             context.magics.last_reply = bytes(parts[CONTENT])
-        # What goes wrong here is told in the place of the reply, which is still awaited then.
-        send(
-            context.local_cells.amend_reply(request, context.completer.amend_reply(request, parts))
-        )
+        # Before the request moves: if this raises, the link reports it (`on_rejected`) in the
+        # place of the reply, which must still be awaited then.
+        amended = context.completer.amend_reply(request, parts)
+        amended = context.local_cells.amend_reply(request, amended)
+        self.sockets.reply(channel, request.identities, amended)
         context.requests.on_reply(name, has_idle=has_idle(parts))
-        if channel is Channel.SHELL:
+        if channel is Channel.SHELL and context.cell_queue.is_active:
             context.local_cells.on_remote_reply(request, parts)
 
-    def _on_input_request(self, name: str, parts: Sequence[Bytes]) -> None:
+    def _on_input_request(self, parts: Sequence[Bytes]) -> None:
         """Pass a question on to whoever has sent the request in which it is asked."""
-        context, request = self.context, self.context.sender_of(name)
+        context = self.context
+        request = context.sender_of(str(header_of(parts[PARENT]).get("msg_id", "")))
         if request is not None:
             send = partial(self.sockets.reply, Channel.STDIN, request.identities)
             answer = partial(context.link.send, Channel.STDIN)
             context.prompter.relay_input_request(request, list(parts), send, answer)
 
-    def _on_event(self, words: dict[str, Any]) -> None:
-        event = str(words.get("event"))
-        if event in {"ready", "failed", "died"}:  # what a kernel before has asked is void
+    def _on_event(self, fields: dict[str, Any]) -> None:
+        event, why = str(fields.get("event")), str(fields.get("why", ""))
+        if event in {"ready", "failed", "died"}:  # nobody waits for an answer there any more
             self.context.prompter.drop_kernel_input(is_here=False)
         if event == "ready":
-            self._on_ready(words)
+            self._on_ready(fields)
         elif event == "failed":
-            self._on_start_failed(str(words.get("why", "")))
+            self._on_start_failed(why)
         elif event == "died" and not self.context.kernel.allows_stdin:
-            self.context.dead_kernel.on_died(str(words.get("why", "")))
+            self.context.dead_kernel.on_died(why)
 
-    def _on_ready(self, words: dict[str, Any]) -> None:
-        """The far kernel is there: from now on, what we say carries its session."""
+    def _on_ready(self, fields: dict[str, Any]) -> None:
+        """The remote kernel is there; `fields`: of the event, or of the link's welcome."""
         context, kernel = self.context, self.context.kernel
         kernel.is_ready = True
-        context.magics.is_encrypted = words.get("encrypted", False)  # older evaluators have none
+        context.magics.is_encrypted = fields.get("encrypted", False)  # older evaluators have none
+        # From now on our messages carry the kernel's session, as its own do: some clients drop
+        # messages of any other one.
         self.sockets.voice.set_identity(
-            str(words.get("session", "")), str(words.get("username", ""))
+            str(fields.get("session", "")), str(fields.get("username", ""))
         )
-        self.banner.show_in(remote_cells(context.requests))
+        self.banner.on_link_state()
         send_held_requests(context)
         context.cell_queue.start_next()
-        info = words.get("kernel_info")
+        info = fields.get("kernel_info")
         if isinstance(info, dict) and info and info != kernel.info:
             kernel.info = info
             address = context.dialer.session_info
@@ -177,17 +175,19 @@ class SessionMessages:
     def _on_link_up(self) -> None:
         context = self.context
         context.kernel.start_error = None
-        answer_what_is_lost_there(context.link, context.requests, context.replies)
+        fail_lost_requests(context.link, context.requests, context.replies)
         welcome, address = context.link.welcome, context.dialer.session_info
         if context.link.pacer and address:
-            context.link.pacer.backlog.session = address.session
+            context.link.pacer.backlog.session = (
+                address.session
+            )  # stands in "… more: remoter outputs"
+        # Somebody has run `%remoter keep` in this session.
         if welcome.get("keep"):
             context.shutdown.keep_session()
         if address:
             is_busy = welcome.get("execution_state") == "busy"
-            self.banner.on_session(
-                address, context.dialer.notebook_identity.notebook, is_busy=is_busy
-            )
+            notebook = context.dialer.notebook_identity.notebook
+            self.banner.on_session(address, notebook, is_busy=is_busy)
         if welcome.get("state") == "failed":
             self._on_start_failed(str(welcome.get("why", "")))
         elif welcome.get("kernel_info"):
@@ -196,6 +196,6 @@ class SessionMessages:
     def _on_start_failed(self, why: str) -> None:
         """There is a session, but its kernel did not start."""
         remote = self.context.dialer.remote.name
-        trouble = RemoteLacks(why, "Mend that, then run the cell again.", remote=remote)
-        self.context.kernel.start_error = trouble
-        self.context.link.fail(trouble)
+        error = RemoteLacks(why, "Mend that, then run the cell again.", remote=remote)
+        self.context.kernel.start_error = error
+        self.context.link.fail(error)

@@ -1,8 +1,9 @@
-"""When a front ends, and what becomes of its session then."""
+"""When a proxy ends, and what becomes of its session then."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.local.session import machine
@@ -16,67 +17,71 @@ if TYPE_CHECKING:
     from remoter_kernel.local.session.link import Link
     from remoter_kernel.protocol.reactor import Reactor, Timer
 
+# Longer than jupyter_client takes from one to the other, and too short for a person to notice.
 HOLD_INTERRUPT_FOR = 0.15  # seconds
 POLL_PARENT_EVERY = 1.0  # seconds
 
 
+@dataclass
 class ShutdownPolicy:
-    """Leaves with an order for the session, or without one: then it stays."""
+    """Exits with a command for the session, or without one: then it stays."""
 
-    def __init__(
-        self, reactor: Reactor, link: Link, dialer: SessionDialer, find_remote: Callable[[], Remote]
-    ) -> None:
-        """Remember; `find_remote` returns the remote as it is configured now."""
-        self.is_exiting = False
-        self._reactor = reactor
-        self._link = link
-        self._dialer = dialer
-        self._find_remote = find_remote
-        self._keeps_session = bool(dialer.session_request.session)
-        self._held_interrupt: Timer | None = None
+    reactor: Reactor
+    link: Link
+    dialer: SessionDialer
+    find_remote: Callable[[], Remote]  # as it is configured now
+    is_exiting: bool = field(default=False, init=False)
+    _is_kept: bool = field(default=False, init=False)  # did a person say so?
+    _held_interrupt: Timer | None = field(default=None, init=False)
 
     @property
     def keeps_session(self) -> bool:
         """Does the session stay when Jupyter shuts its kernel down?"""
-        return self._keeps_session or self._find_remote().on_shutdown == "keep"
+        # A proxy that was given a session (`remoter attach`) is a guest of it.
+        is_attached = bool(self.dialer.session_request.session)
+        return self._is_kept or is_attached or self.find_remote().on_shutdown == "keep"
 
     def keep_session(self) -> None:
-        """Let it stay."""
-        self._keeps_session = True
+        """Let the session stay, whatever is configured."""
+        self._is_kept = True
 
     def start(self) -> None:
-        """End when Jupyter says so by a signal, or is gone: nobody could reach us any more."""
-        self._reactor.wake_on_signals()
+        """Exit on Jupyter's signal, or when Jupyter is gone: nobody could reach us any more."""
+        self.reactor.wake_on_signals()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if machine.can_watch():
-            self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
+            self.reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
 
     def delay_interrupt(self, interrupt: Callable[[], Any]) -> None:
-        """Interrupt; where the session stays, wait first: Jupyter does so before each shutdown."""
+        """Interrupt; where the session stays, wait first whether a shutdown follows.
+
+        jupyter_client interrupts a kernel just before it shuts it down: the cell would be lost.
+        """
         if self.keeps_session:
-            self._held_interrupt = self._reactor.call_later(HOLD_INTERRUPT_FOR, interrupt)
+            self._held_interrupt = self.reactor.call_later(HOLD_INTERRUPT_FOR, interrupt)
         else:
             interrupt()
 
-    def exit(self, order: str) -> None:
+    def exit(self, command: str) -> None:
         """End this process: "restart" the kernel, or "stop" the session if it does not stay."""
         if self.is_exiting:
             return
         self.is_exiting = True
-        if order == "stop" and self.keeps_session:
+        if command == "stop" and self.keeps_session:
             if self._held_interrupt:
                 self._held_interrupt.cancel()
-            self._reactor.stop()
+            self.reactor.stop()
             return
-        send_and_exit(order, reactor=self._reactor, link=self._link, dialer=self._dialer)
+        send_and_exit(command, reactor=self.reactor, link=self.link, dialer=self.dialer)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        """End: the session stays. Ctrl-C in a terminal reaches us, too, and means nothing."""
+        # Ctrl-C in a terminal reaches all processes of it, this one, too, and means nothing. By
+        # SIGTERM alone no session ends: a server that is killed leaves them.
         if number == signal.SIGTERM and not self.is_exiting:
-            self._reactor.call_soon_threadsafe(self._reactor.stop)
+            self.reactor.call_soon_threadsafe(self.reactor.stop)
 
     def _poll_parent(self) -> None:
         if machine.has_exited():
-            self._reactor.stop()
-        self._reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)
+            self.reactor.stop()
+        self.reactor.call_later(POLL_PARENT_EVERY, self._poll_parent)

@@ -1,8 +1,8 @@
 """Jupyter's five sockets: signatures, identities, and the welcome on iopub.
 
 A client may be stopped for hours: a suspended console, a window of a laptop that sleeps. libzmq
-keeps a few messages for each client and then takes no more. What is to be said waits here after
-that, and `has_room` tells whoever has more of it to keep it where it is.
+keeps a few messages for each client and then takes no more. What follows waits here, and
+`has_room` lets the link leave the rest of it in the session.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
     from remoter_kernel.protocol.reactor import Reactor, Timer
 
-FREE_WITHIN = 5.0  # seconds
+FREE_WITHIN = 5.0  # seconds in which a port of the connection file must become free
 RETRY_BIND_EVERY = 0.05  # seconds
 SIGNED = 2  # frames (delimiter, signature) that come between a message's topic and the rest
-LINGER_MS = 500  # milliseconds: the last words of a front
+LINGER_MS = 500  # milliseconds in which the last messages may leave at the end
 PORTS = {
     Channel.SHELL: "shell_port",
     Channel.CONTROL: "control_port",
@@ -41,27 +42,34 @@ PORTS = {
     Channel.IOPUB: "iopub_port",
 }
 
-MOST_QUEUED = 32  # messages that libzmq keeps for one client, of any size
+# Messages that libzmq keeps for one client, of any size: what waits here instead can be counted in
+# bytes, and left out for a client that is stopped.
+MOST_QUEUED = 32
 MOST_WAITING = 64 * 1024 * 1024  # bytes that wait here for one client, or for all that listen
 STALLED_AFTER = 20.0  # seconds that a client which takes nothing may hold up another
-RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds from one try to the next: libzmq does not say when
+RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds from one try to the next
 STALLED_NOTICE = (
     "A client of this kernel takes nothing: it may be suspended. What follows is not kept for it "
     "until it goes on; `%remoter outputs` in a cell has all of it."
 )
 
 
+def notice_text(*sentences: str) -> str:
+    """Return lines of ours, for a cell or for Jupyter's log: each says that it is no kernel's."""
+    return "".join(f"[remoter] {sentence}\n" for sentence in sentences)
+
+
 class Sockets:
-    """The side of the front that Jupyter sees."""
+    """What Jupyter's clients connect to."""
 
     def __init__(self, reactor: Reactor, connection: dict[str, Any]) -> None:
-        """Remember what the connection file says; `bind` begins."""
+        """`connection` is what the connection file says; `bind` begins."""
         self.reactor = reactor
         self.connection = connection
         key = str(connection.get("key", "")).encode()
         self.voice = MessageSigner(key, connection.get("signature_scheme") or "hmac-sha256")
         self.on_request: Callable[[Channel, list[bytes], list[Bytes]], None]
-        self._context = zmq.Context()
+        self._context = zmq.Context()  # of its own: the link has another, and ends it apart
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._publisher: Publisher
         self._repliers: dict[Channel, Replier] = {}
@@ -74,16 +82,17 @@ class Sockets:
         for channel, port in PORTS.items():
             is_iopub = channel is Channel.IOPUB
             handle = self._context.socket(zmq.XPUB if is_iopub else zmq.ROUTER)
-            handle.rcvhwm = 0
+            handle.rcvhwm = 0  # no bound: a client that sends much is read, not blocked
             if is_iopub:
                 self._publisher = Publisher(self.reactor, handle, self._make_notice)
             else:
+                # A client that reconnects keeps its identity: the new connection gets replies.
                 handle.router_handover = True
                 self._repliers[channel] = Replier(self.reactor, handle)
             self._bind(handle, port)
             self._sockets[channel] = handle
-            hear = self._send_iopub_welcome if is_iopub else partial(self._on_readable, channel)
-            self.reactor.add_reader(handle, hear)
+            on_readable = partial(self._on_readable, channel)
+            self.reactor.add_reader(handle, self._send_iopub_welcome if is_iopub else on_readable)
 
     def reply(self, channel: Channel, identities: Sequence[bytes], parts: Sequence[Bytes]) -> None:
         """Send a message to the client with these identities."""
@@ -91,9 +100,8 @@ class Sockets:
 
     def publish(self, parts: Sequence[Bytes]) -> None:
         """Send a message to all who listen on iopub."""
-        is_small = len(parts[CONTENT]) < LARGE
         frames = [parts[TOPIC], *self.voice.sign(parts)]
-        self._publisher.send(frames, is_copied=is_small)
+        self._publisher.send(frames, is_copied=len(parts[CONTENT]) < LARGE)
 
     def has_room(self) -> bool:
         """Does all who listen on iopub take what is published, as far as is known?"""
@@ -102,10 +110,10 @@ class Sockets:
     def _make_notice(self, message: OutgoingMessage, sentence: str) -> OutgoingMessage:
         """Return a message that says a sentence where another one would be shown."""
         parent: dict[str, Any] = {}
-        with contextlib.suppress(ProtocolError):  # a kernel may say anything
+        with contextlib.suppress(ProtocolError):  # a kernel may send any bytes as a header
             parent = header_of(message.frames[SIGNED + PARENT])
-        words = {"name": "stderr", "text": f"[remoter] {sentence}\n"}
-        parts = self.voice.compose("stream", words, parent, topic=b"kernel.stream")
+        content = {"name": "stderr", "text": notice_text(sentence)}
+        parts = self.voice.compose("stream", content, parent, topic=b"kernel.stream")
         return OutgoingMessage([parts[TOPIC], *self.voice.sign(parts)], is_copied=True)
 
     def close(self) -> None:
@@ -113,20 +121,21 @@ class Sockets:
         until = time.monotonic() + LINGER_MS / 1000
         outs: list[Publisher | Replier] = [self._publisher, *self._repliers.values()]
         for out in outs:
-            while not out.drain() and time.monotonic() < until:
+            while not out.drain() and time.monotonic() < until:  # the reactor runs no more timers
                 time.sleep(RETRY_FIRST)
         for handle in (self._heartbeat, *self._sockets.values()):
             handle.close(linger=LINGER_MS)
-        self._context.term()
+        self._context.term()  # blocks until libzmq has sent, at most as long as it lingers
 
     def _bind(self, handle: zmq.Socket[bytes], port: str) -> None:
         about = self.connection
+        # The default is for ever: a client that is stopped would keep this process.
         handle.linger = LINGER_MS
         if about.get("curve_secretkey"):
             handle.curve_server = True
             handle.curve_publickey = about["curve_publickey"].encode()
             handle.curve_secretkey = about["curve_secretkey"].encode()
-        separator = "-" if about["transport"] == "ipc" else ":"
+        separator = "-" if about["transport"] == "ipc" else ":"  # as jupyter_client makes them
         self._bind_address(handle, f"{about['transport']}://{about['ip']}{separator}{about[port]}")
 
     @staticmethod
@@ -152,18 +161,18 @@ class Sockets:
                 identities, parts = self.voice.check(frames)
                 self.on_request(channel, identities, parts)
             except ProtocolError:
-                continue  # not signed with this kernel's key: nobody of ours
+                continue  # not signed with this kernel's key: any user of this machine may connect
 
     def _echo_heartbeat(self) -> None:
         self._heartbeat.send_multipart(self._heartbeat.recv_multipart())
 
     def welcome_subscribers(self) -> None:
-        """Welcome all who have subscribed by now: else they hear something else first."""
+        """Welcome all who have subscribed by now: a client drops what comes before its welcome."""
         while self._sockets[Channel.IOPUB].poll(0):
             self._send_iopub_welcome()
 
     def _send_iopub_welcome(self) -> None:
-        """Tell a new subscriber that it is heard (JEP 65)."""
+        """Send the welcome of JEP 65: from here on a new subscriber misses nothing."""
         (frame, *_) = self._sockets[Channel.IOPUB].recv_multipart()
         if self._publisher.on_subscription(frame):
             subscription = frame[1:].decode("utf-8", "replace")
@@ -180,12 +189,12 @@ def read_connection(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"{path} is not a Jupyter connection file ({error})."
         raise Usage(message, "Jupyter writes one when it starts a kernel.") from error
-    del ports
+    del ports  # they are there: that was all to know
     return dict(connection)
 
 
 def key_fingerprint(key: str) -> str:
-    """Return what a kernel is known by: a restart keeps its key, its process number recurs.
+    """Return what a kernel is known by: a restart keeps its key, and process numbers recur.
 
     One without a key is known by nothing, and so never taken for another.
     """
@@ -195,7 +204,7 @@ def key_fingerprint(key: str) -> str:
 
 
 class OutgoingMessage(NamedTuple):
-    """Frames, and whether libzmq is to copy them."""
+    """Frames, and whether libzmq is to copy them: for small ones that is quicker."""
 
     frames: list[Bytes]
     is_copied: bool
@@ -206,62 +215,50 @@ class OutgoingMessage(NamedTuple):
         return sum(map(len, self.frames))
 
 
+@dataclass
 class SendQueue:
     """What waits for room in a socket, in order."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self.size = 0  # bytes
-        self._messages: deque[OutgoingMessage] = deque()
-
-    def __bool__(self) -> bool:
-        """Does anything wait?"""
-        return bool(self._messages)
-
-    def __len__(self) -> int:
-        """Count what waits."""
-        return len(self._messages)
+    messages: deque[OutgoingMessage] = field(default_factory=deque)
+    size: int = 0  # bytes
 
     def add(self, message: OutgoingMessage) -> None:
         """Put a message at the end."""
-        self._messages.append(message)
+        self.messages.append(message)
         self.size += message.size
 
-    @property
-    def first(self) -> OutgoingMessage:
-        """What comes next."""
-        return self._messages[0]
-
     def drop(self) -> None:
-        """Take away what came next."""
-        self.size -= self._messages.popleft().size
+        """Take the first one away."""
+        self.size -= self.messages.popleft().size
 
 
+@dataclass
 class SendRetry:
-    """Calls again until nothing waits any more, with pauses that grow."""
+    """Calls `send` until it returns that all has gone, with pauses that grow."""
 
-    def __init__(self, reactor: Reactor, send: Callable[[], bool]) -> None:
-        """Remember; `send` returns whether all has gone."""
-        self._reactor = reactor
-        self._send = send
-        self._pause = RETRY_FIRST
-        self._timer: Timer | None = None
+    reactor: Reactor
+    send: Callable[[], bool]
+    # libzmq tells a sender of ROUTER or XPUB nothing when one of its many peers takes more again.
+    pause: float = RETRY_FIRST
+    timer: Timer | None = None
 
     def start(self) -> None:
         """Call soon, unless that is about to happen."""
-        if self._timer is None:
-            self._pause = RETRY_FIRST
-            self._timer = self._reactor.call_later(self._pause, self._on_timer)
+        if self.timer is None:
+            self._start_timer(RETRY_FIRST)
+
+    def _start_timer(self, pause: float) -> None:
+        self.pause = pause
+        self.timer = self.reactor.call_later(pause, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
-        if not self._send():
-            self._pause = min(2 * self._pause, RETRY_LAST)
-            self._timer = self._reactor.call_later(self._pause, self._on_timer)
+        self.timer = None
+        if not self.send():
+            self._start_timer(min(2 * self.pause, RETRY_LAST))
 
 
 class Publisher:
-    """The XPUB socket: all clients hear all; one that sleeps holds up the others for a while."""
+    """The XPUB socket: all clients get all; one that is stopped holds up the others for a while."""
 
     def __init__(
         self,
@@ -270,8 +267,9 @@ class Publisher:
         make_notice: Callable[[OutgoingMessage, str], OutgoingMessage],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`make_notice(message, sentence)` makes a message that says so in the same cell."""
+        """`make_notice(message, sentence)` returns one with that sentence in the same cell."""
         self.subscribers = 0
+        self.has_room = True  # would what is published now go at once? Kept, as it is asked often
         self._handle = handle
         self._make_notice = make_notice
         self._clock = clock
@@ -279,28 +277,24 @@ class Publisher:
         self._since = 0.0  # when libzmq took something last, while anything waits
         self._retry = SendRetry(reactor, self.drain)
         handle.sndhwm = MOST_QUEUED
-        handle.xpub_nodrop = True
-        handle.xpub_verboser = True  # every client is welcomed, not just the first, and counted
+        handle.xpub_nodrop = True  # else libzmq drops what a client has no room for, in silence
+        handle.xpub_verboser = True  # each client is welcomed and counted, not just the first
         enable_keepalive(handle)
 
-    @property
-    def has_room(self) -> bool:
-        """Would what is said now go at once?"""
-        return not self._waiting
-
     def send(self, frames: list[Bytes], *, is_copied: bool) -> None:
-        """Say something to all, now or once there is room for it."""
+        """Send to all, now or once there is room for it."""
         message = OutgoingMessage(frames, is_copied)
-        if self._waiting or not self._try_send(message):
-            if not self._waiting:
+        if not self.has_room or not self._try_send(message):
+            if self.has_room:
+                self.has_room = False
                 self._since = self._clock()
             self._waiting.add(message)
             self._retry.start()
-            if self._waiting.size > MOST_WAITING:
+            if self._waiting.size > MOST_WAITING:  # drain() leaves somebody out then
                 self.drain()
 
     def on_subscription(self, subscription: bytes) -> bool:
-        """Hear that a client has come, or gone; return whether it came."""
+        """Count a client that has come, or gone; return whether it came."""
         has_come = subscription[:1] == b"\x01"
         self.subscribers = max(0, self.subscribers + (1 if has_come else -1))
         return has_come
@@ -317,26 +311,30 @@ class Publisher:
 
         Those that take nothing are left out of it where they hold up too much.
         """
-        while self._waiting:
-            if not self._try_send(self._waiting.first):
+        while self._waiting.messages:
+            first = self._waiting.messages[0]
+            if not self._try_send(first):
+                # A client that is alone holds up nobody: it may take its time.
                 is_too_long = self.subscribers > 1 and self._clock() - self._since > STALLED_AFTER
                 if not (is_too_long or self._waiting.size > MOST_WAITING):
                     return False
-                self._send_without_stalled(self._waiting.first)
+                self._send_without_stalled(first)
             self._since = self._clock()
             self._waiting.drop()
+        self.has_room = True
         return True
 
     def _send_without_stalled(self, message: OutgoingMessage) -> None:
-        """Say something without those that take nothing; libzmq leaves them out until they do.
+        """Send a message without those that take nothing; libzmq drops for them until they do.
 
-        The last that they will find is a note of that: there is room for one more than was.
+        The last that they will find is a notice of that.
         """
-        sys.stderr.write(f"[remoter] {STALLED_NOTICE}\n")
+        sys.stderr.write(notice_text(STALLED_NOTICE))
+        # libzmq heeds a new limit at once: their full queues have room for one more.
         self._handle.sndhwm = MOST_QUEUED + 1
         self._try_send(self._make_notice(message, STALLED_NOTICE))
         self._handle.sndhwm = MOST_QUEUED
-        self._handle.xpub_nodrop = False
+        self._handle.xpub_nodrop = False  # for this one message
         self._try_send(message)
         self._handle.xpub_nodrop = True
 
@@ -345,44 +343,42 @@ class Replier:
     """A ROUTER socket: what one client does not take waits for it alone."""
 
     def __init__(self, reactor: Reactor, handle: zmq.Socket[bytes]) -> None:
-        """Remember."""
         self._handle = handle
-        self._waiting: dict[bytes, SendQueue] = {}
+        self._waiting: dict[bytes, SendQueue] = {}  # by the identity of a client
         self._retry = SendRetry(reactor, self.drain)
         handle.sndhwm = MOST_QUEUED
         handle.router_mandatory = True  # else it would drop what a client does not take
         enable_keepalive(handle)
 
     def send(self, identities: Sequence[bytes], frames: Sequence[Bytes]) -> None:
-        """Say something to one client, now or once it takes it."""
+        """Send to one client, now or once it takes it."""
         message = OutgoingMessage([*identities, *frames], is_copied=True)
-        queue = self._waiting.get(identities[0])
-        if not queue and self._try_send(message):
+        if identities[0] not in self._waiting and self._try_send(message):
             return
         queue = self._waiting.setdefault(identities[0], SendQueue())
         queue.add(message)
         self._retry.start()
-        while queue.size > MOST_WAITING and len(queue) > 1:
-            sys.stderr.write("[remoter] A client takes no replies: its oldest one is dropped.\n")
+        while queue.size > MOST_WAITING and len(queue.messages) > 1:
+            sys.stderr.write(notice_text("A client takes no replies: its oldest one is dropped."))
             queue.drop()
 
     def _try_send(self, message: OutgoingMessage) -> bool:
-        """Send; what is for a client that is gone is done with."""
+        """Send; False: the client takes nothing now. What is for one that is gone is dropped."""
         try:
             self._handle.send_multipart(message.frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
+            if error.errno != zmq.EHOSTUNREACH:  # what router_mandatory raises for a client gone
                 raise
         return True
 
     def drain(self) -> bool:
         """Send what waits; return whether all has gone."""
         for client, queue in list(self._waiting.items()):
-            while queue and self._try_send(queue.first):
+            while queue.messages and self._try_send(queue.messages[0]):
                 queue.drop()
-            if not queue:
+            if not queue.messages:
                 del self._waiting[client]
         return not self._waiting
 

@@ -112,7 +112,7 @@ class InboundItems:
                 self._target.on_item(head.channel, parts)
         except Exception as error:  # noqa: BLE001 - what follows it is taken in all the same
             self._report(head.channel, parts, error)
-        self._acknowledge(head)(head.number, size)
+        self._stream.ack(LANE[head.channel], head.number, size)
 
     def reject(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
         """Pass over an item that `add` could not take in."""
@@ -126,7 +126,7 @@ class InboundItems:
         elif self._target.pacer and LANE[head.channel] is Lane.BULK:
             self._target.pacer.skip(head.number, len(body), self._acknowledge(head))
         else:
-            self._acknowledge(head)(head.number, len(body))
+            self._stream.ack(LANE[head.channel], head.number, len(body))
 
     def _acknowledge(self, head: FrameHeader) -> AckCallback:
         return partial(self._stream.ack, LANE[head.channel])

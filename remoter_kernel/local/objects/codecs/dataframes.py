@@ -23,18 +23,17 @@ from remoter_kernel.local.objects.codecs.values import (
     decode_zone,
     encode_zone,
     kind_name,
+    np,
+    pd,
     read_array,
     read_texts,
     write_array,
     write_texts,
 )
 
-MASKED = frozenset(
-    (
-        *("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
-        *("Float32", "Float64", "boolean"),
-    )
-)
+# What pandas keeps as values and a mask of those that are missing.
+_INTEGERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+MASKED = frozenset((*_INTEGERS, "Float32", "Float64", "boolean"))
 
 MAGIC = b"ARROW1"
 CONTINUES = b"\xff\xff\xff\xff"  # stands before a message's length, but in old files
@@ -46,18 +45,16 @@ MANY_EMPTY_ROWS = 1 << 24  # values that take no room at all
 def encode_frame(writer: ObjectWriter, value: Any, where: str) -> Any:
     """Return the tree of something of pandas; None: it is not."""
     pandas = sys.modules.get("pandas")
+    # Without pandas there is no such value; one that is being imported has no DataFrame yet.
     if pandas is None or not hasattr(pandas, "DataFrame"):
         return None
     if value is pandas.NA or value is pandas.NaT:
         return {"t": "missing", "v": "NA" if value is pandas.NA else "NaT"}
     if type(value) in {pandas.Timestamp, pandas.Timedelta}:
         zone = encode_zone(getattr(value, "tz", None), where)
-        return {
-            "t": "moment",
-            "at": write_array(writer, value.asm8, where),
-            "kind": type(value).__name__,
-            "zone": zone,
-        }
+        kind = type(value).__name__
+        at = write_array(writer, value.asm8, where)  # as numpy has it, with its unit
+        return {"t": "moment", "at": at, "kind": kind, "zone": zone}
     if type(value) is pandas.DataFrame:
         columns = [
             _encode_column(writer, value.iloc[:, i], f"column {label!r} of {where}")
@@ -92,8 +89,6 @@ def _encode_attributes(writer: ObjectWriter, value: Any, where: str) -> dict[str
 
 
 def _encode_index(writer: ObjectWriter, index: Any, where: str) -> Any:
-    import pandas as pd
-
     if isinstance(index, pd.MultiIndex):
         levels = [_encode_index(writer, level, f"a level of {where}") for level in index.levels]
         codes = [write_array(writer, code, where) for code in index.codes]
@@ -105,15 +100,16 @@ def _encode_index(writer: ObjectWriter, index: Any, where: str) -> Any:
     if type(index).__module__.split(".")[0] != "pandas":
         raise CodecError(f"{where} is {kind_name(index)}, which is not carried.")
     values = pd.Series(index.array if index.dtype != object else index, dtype=index.dtype)
-    tree = {"k": "plain", "v": _encode_column(writer, values, where), "name": name}
+    tree: dict[str, Any] = {"k": "plain", "v": _encode_column(writer, values, where), "name": name}
     frequency = getattr(index, "freq", None)
-    return (
-        tree if frequency is None else {**tree, "freq": _encode_frequency(writer, frequency, where)}
-    )
+    if frequency is not None:
+        tree["freq"] = _encode_frequency(writer, frequency, where)
+    return tree
 
 
 def _encode_frequency(writer: ObjectWriter, value: Any, where: str) -> list[Any]:
     """Return what makes a frequency: each version of pandas spells its name in another way."""
+    # The calendar is made of the other words.
     words = {name: word for name, word in value.kwds.items() if name != "calendar"}
     words["normalize"] = value.normalize
     if _make_frequency(type(value).__name__, value.n, words) != value:
@@ -123,18 +119,13 @@ def _encode_frequency(writer: ObjectWriter, value: Any, where: str) -> list[Any]
 
 
 def _make_frequency(kind: str, number: int, words: dict[str, Any]) -> Any:
-    import pandas as pd
-
-    maker = getattr(pd.offsets, kind, None)
+    maker = getattr(pd.offsets, kind, None)  # a name from a file: nothing else of pandas is called
     if not (isinstance(maker, type) and issubclass(maker, pd.offsets.BaseOffset)):
         raise CodecError(f"There is no frequency {kind}.")
     return maker(number, **words)
 
 
 def _encode_column(writer: ObjectWriter, series: Any, where: str) -> Any:
-    import numpy as np
-    import pandas as pd
-
     dtype = series.dtype
     if isinstance(dtype, np.dtype):
         if dtype.kind != "O":
@@ -142,6 +133,7 @@ def _encode_column(writer: ObjectWriter, series: Any, where: str) -> Any:
         cells = [writer.encode(v, f"row {i} of {where}") for i, v in enumerate(series.tolist())]
         return {"k": "objects", "v": cells}
     if isinstance(dtype, pd.DatetimeTZDtype):
+        # In UTC: a local time can mean two moments, where clocks are put back.
         moments = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
         zone = encode_zone(dtype.tz, where)
         return {"k": "zoned", "at": write_array(writer, moments, where), "zone": zone}
@@ -156,13 +148,9 @@ def _encode_column(writer: ObjectWriter, series: Any, where: str) -> Any:
         texts = [None if gone else text for text, gone in zip(series, series.isna())]
         return {"k": "texts", "dtype": str(dtype), **write_texts(writer, texts, where)}
     if str(dtype) in MASKED:
-        mask = series.isna().to_numpy()
         plain = series.to_numpy(dtype=dtype.numpy_dtype, na_value=0)
-        return {
-            "k": "masked",
-            "at": write_array(writer, plain, where),
-            "mask": write_array(writer, mask, where),
-        }
+        at, mask = (write_array(writer, each, where) for each in (plain, series.isna().to_numpy()))
+        return {"k": "masked", "at": at, "mask": mask}
     raise CodecError(
         f"{where} has the dtype {dtype}, which is not carried: astype() makes another."
     )
@@ -170,8 +158,6 @@ def _encode_column(writer: ObjectWriter, series: Any, where: str) -> Any:
 
 # And back ------------------------------------------------------------------------------------
 def _read_index(reader: ObjectReader, tree: Any) -> Any:
-    import pandas as pd
-
     if tree["k"] == "multi":
         levels = [_read_index(reader, level) for level in tree["levels"]]
         codes = [read_array(reader, at) for at in tree["codes"]]
@@ -190,8 +176,6 @@ def _read_index(reader: ObjectReader, tree: Any) -> Any:
 
 
 def _read_column(reader: ObjectReader, tree: Any) -> Any:
-    import pandas as pd
-
     kind = tree["k"]
     if kind == "numpy":
         return pd.Series(read_array(reader, tree["at"]), copy=False)
@@ -205,9 +189,7 @@ def _read_column(reader: ObjectReader, tree: Any) -> Any:
         codes = read_array(reader, tree["codes"])
         return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
     if kind == "texts":
-        dtype = "string" if tree["dtype"] == "string" else "str"
-        if dtype == "str" and pd.Series([""], dtype="str").dtype == object:
-            dtype = object  # before pandas 3
+        dtype = "string" if tree["dtype"] == "string" else text_dtype()
         return pd.Series(read_texts(reader, tree), dtype=dtype)
     if kind == "masked":  # made of its parts: NaN and NA are two things in them
         values = read_array(reader, tree["at"])
@@ -217,17 +199,24 @@ def _read_column(reader: ObjectReader, tree: Any) -> Any:
     raise CodecError("The other side sent a column of an unknown kind.")
 
 
-def _decode_frame(reader: ObjectReader, tree: Any) -> Any:
-    import pandas as pd
+def text_dtype() -> Any:
+    """Return the dtype that this pandas itself gives to texts; before 3 that is object."""
+    return "str" if pd.Series([""], dtype="str").dtype != object else object
 
+
+def make_frame(columns: list[Any], index: Any, names: Any) -> Any:
+    """Return a frame of columns."""
+    for column in columns:
+        column.index = index  # else pandas would align them, and make copies for that
+    frame = pd.DataFrame(dict(enumerate(columns)), index=index, copy=False)
+    frame.columns = names  # only now: they need not be unique, or text
+    return frame
+
+
+def _decode_frame(reader: ObjectReader, tree: Any) -> Any:
     index = _read_index(reader, tree["index"])
-    columns = {}
-    for number, each in enumerate(tree["data"]):
-        column = _read_column(reader, each)
-        column.index = index
-        columns[number] = column
-    frame = pd.DataFrame(columns, index=index, copy=False)
-    frame.columns = _read_index(reader, tree["columns"])
+    columns = [_read_column(reader, each) for each in tree["data"]]
+    frame = make_frame(columns, index, _read_index(reader, tree["columns"]))
     return _with_attributes(reader, tree, frame)
 
 
@@ -245,8 +234,6 @@ def _with_attributes(reader: ObjectReader, tree: Any, value: Any) -> Any:
 
 
 def _decode_moment(reader: ObjectReader, tree: Any) -> Any:
-    import pandas as pd
-
     value = read_array(reader, tree["at"])[()]
     if tree["kind"] == "Timedelta":
         return pd.Timedelta(value)
@@ -256,8 +243,6 @@ def _decode_moment(reader: ObjectReader, tree: Any) -> Any:
 
 
 def _decode_missing(_reader: ObjectReader, tree: Any) -> Any:
-    import pandas as pd
-
     return pd.NA if tree["v"] == "NA" else pd.NaT
 
 
@@ -275,7 +260,7 @@ def encode_polars(writer: ObjectWriter, value: Any, where: str) -> Any:
     if objects:
         raise CodecError(f"{where} has Python objects in the column {objects[0]!r}.")
     begin = writer.file.tell()
-    frame.write_ipc(writer.file, compression="uncompressed")
+    frame.write_ipc(writer.file, compression="uncompressed")  # see `check_arrow`
     return {"t": "polars", "at": [begin, writer.file.tell() - begin], "is_series": is_series}
 
 

@@ -12,18 +12,15 @@ import datetime
 import math
 from typing import Any
 
-from remoter_kernel.local.objects.codecs.to_r import (
-    DAY_ZERO,
-    EPOCH,
-    MILLION,
-    NO_INTEGER,
-    TYPES,
-)
+from remoter_kernel.local.objects.codecs.dataframes import make_frame, text_dtype
+from remoter_kernel.local.objects.codecs.to_r import DAY_ZERO, EPOCH, MILLION, NO_INTEGER, TYPES
 from remoter_kernel.local.objects.codecs.values import (
     CodecError,
     ObjectReader,
     decode_zone,
     little_endian,
+    np,
+    pd,
     read_texts,
 )
 
@@ -60,6 +57,7 @@ class RReader(ObjectReader):
         kind = tree["type"]
         if kind == "raw":
             return self.read(tree["at"])
+        # R has no single values: a vector of one is what a person means by one.
         is_one = int(tree["n"]) == 1 and not (tree.get("names") or tree.get("dim"))
         if is_one and tree.get("of") != "factor":
             with contextlib.suppress(OverflowError):  # no `date` is so far away, or infinite
@@ -67,22 +65,17 @@ class RReader(ObjectReader):
                 if one is not None:
                     return one
         if tree.get("names"):
-            import pandas as pd
-
             series = self._column(tree) if tree.get("of") == "Date" else self._series(tree)
-            series.index = pd.Index(read_texts(self, tree["names"]), dtype="str")
+            series.index = self._names(tree["names"])
             return series
         if tree.get("of") == "Date":
-            import numpy as np
-
+            # numpy has days, and pandas none.
             values = self._moments(np.array(self._read(tree)), tree)
         else:
             series = self._series(tree)
             if tree.get("of") == "factor":
                 return series.array
             if tree.get("of") == "POSIXct" and not tree.get("naive"):
-                import pandas as pd
-
                 return pd.DatetimeIndex(series)
             values = _as_array(series, tree)
         return values.reshape(list(map(int, tree["dim"])), order="F") if tree.get("dim") else values
@@ -92,13 +85,13 @@ class RReader(ObjectReader):
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
             (text,) = read_texts(self, tree)
-            return _pandas_na() if text is None else text
+            return pd.NA if text is None else text
         numbers = self._read(tree)
         first = numbers[0]
         if kind == "complex":
             return complex(first, numbers[1])
         if of and math.isnan(first):
-            return None
+            return None  # NaT, which only pandas has: by way of a series
         if of == "Date":
             return DAY_ZERO + datetime.timedelta(days=first)
         if of == "difftime":
@@ -109,54 +102,39 @@ class RReader(ObjectReader):
                 return moment.replace(tzinfo=None)
             return moment.astimezone(_zone(tree))
         if kind != "double" and first == NO_INTEGER:
-            return _pandas_na()
+            return pd.NA
         return bool(first) if kind == "logical" else first
 
     def _frame(self, tree: Any) -> Any:
-        import pandas as pd
-
         rows = tree["rows"]
-        index = (
-            pd.Index(read_texts(self, rows), dtype="str") if rows else pd.RangeIndex(int(tree["n"]))
-        )
-        columns = {}
-        for number, each in enumerate(tree["v"]):
-            column = self._column(each)
-            column.index = index
-            columns[number] = column
-        frame = pd.DataFrame(columns, index=index, copy=False)
-        frame.columns = pd.Index(read_texts(self, tree["names"]), dtype="str")
-        return frame
+        index = self._names(rows) if rows else pd.RangeIndex(int(tree["n"]))
+        columns = [self._column(each) for each in tree["v"]]
+        return make_frame(columns, index, self._names(tree["names"]))
+
+    def _names(self, tree: Any) -> Any:
+        return pd.Index(read_texts(self, tree), dtype="str")
 
     def _column(self, tree: Any) -> Any:
         """Return a vector as a column, with what pandas has by itself where it has it."""
-        import pandas as pd
-
         if tree["type"] == "character":
-            texts = read_texts(self, tree)
-            dtype = "str" if pd.Series([""], dtype="str").dtype != object else object
-            return pd.Series(texts, dtype=dtype)
-        if tree.get("of") == "Date":
-            days = [
-                None if math.isnan(day) else DAY_ZERO + datetime.timedelta(days=day)
-                for day in self._read(tree)
-            ]
+            return pd.Series(read_texts(self, tree), dtype=text_dtype())
+        if tree.get("of") == "Date":  # pandas has no dtype of days
+            one = datetime.timedelta(days=1)
+            days = [None if math.isnan(day) else DAY_ZERO + day * one for day in self._read(tree)]
             return pd.Series(days, dtype=object)
         return self._series(tree)
 
     def _series(self, tree: Any) -> Any:
         """Return any vector as a series."""
-        import numpy as np
-        import pandas as pd
-
         kind, of = tree["type"], tree.get("of")
         if kind == "character":
             return pd.Series(read_texts(self, tree), dtype="string")
+        # A bytearray, as numpy keeps the bytes: an array of bytes could not be written to.
         numbers = np.frombuffer(bytearray(self.read(tree["at"])), "<" + WIDTHS[kind])
         if of == "factor":
             codes = np.where(numbers == NO_INTEGER, 0, numbers) - 1
-            levels = pd.Index(read_texts(self, tree["levels"]), dtype="str")
-            dtype = pd.CategoricalDtype(levels, ordered=bool(tree["ordered"]))
+            ordered = bool(tree["ordered"])
+            dtype = pd.CategoricalDtype(self._names(tree["levels"]), ordered=ordered)
             return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
         if of:
             return pd.Series(self._moments(numbers, tree))
@@ -165,15 +143,13 @@ class RReader(ObjectReader):
             plain = pd.Series((numbers != 0) if kind == "logical" else numbers.astype("i8"))
             if not gone.any():
                 return plain
+            # numpy has no missing integers: as doubles, large ones would lose digits.
             masked = plain.astype("boolean" if kind == "logical" else "Int64")
             masked[gone] = pd.NA
             return masked
         return pd.Series(numbers)
 
     def _moments(self, numbers: Any, tree: Any) -> Any:
-        import numpy as np
-        import pandas as pd
-
         gone = np.isnan(numbers)
         per = 1 if tree["of"] == "Date" else MILLION
         counted = np.rint(np.where(gone, 0, numbers) * per)
@@ -182,7 +158,7 @@ class RReader(ObjectReader):
         whole = counted.astype("i8")
         unit = {"Date": "M8[D]", "POSIXct": "M8[us]", "difftime": "m8[us]"}[tree["of"]]
         moments = whole.astype(unit)
-        moments[gone] = "NaT"
+        moments[gone] = "NaT"  # only now: no integer is so
         if tree["of"] == "POSIXct" and not tree.get("naive"):
             return pd.DatetimeIndex(moments).tz_localize("UTC").tz_convert(_zone(tree))
         return moments
@@ -196,16 +172,8 @@ def _zone(tree: Any) -> Any:
 def _as_array(series: Any, tree: Any) -> Any:
     """Return a vector as an array: numpy's, or where a value is missing, one of pandas."""
     if tree["type"] == "character" and not series.isna().any():
-        import numpy as np
-
         texts = series.tolist()  # numpy gives each text the room of the longest one
         if len(texts) * max(map(len, texts), default=0) <= max(ROOMY, MANY_TIMES * tree["at"][1]):
             return np.array(texts, dtype=str)
     numpy_has_it = str(series.dtype)[0].islower() and str(series.dtype) not in {"boolean", "string"}
     return series.to_numpy() if numpy_has_it else series.array
-
-
-def _pandas_na() -> Any:
-    import pandas as pd
-
-    return pd.NA

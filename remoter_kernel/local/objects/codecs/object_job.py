@@ -29,6 +29,7 @@ def run_job(job: dict[str, Any], names: dict[str, Any]) -> None:
         words = {"refused": f"The package {error.name} is needed, and missing."}
     except MemoryError:
         words = {"refused": "There is not enough memory for it."}
+    # No Exception: the kernel would end this cell without a word in the file that is waited for.
     except KeyboardInterrupt:
         words = {"refused": "It was interrupted."}
     except RecursionError:
@@ -45,6 +46,7 @@ def pack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     for name in wanted:
         if name not in names:
             raise CodecError(f"There is no {name!r}{did_you_mean_names(name, names)}.")
+    # 0o600: `open` alone would let the umask decide who may read a person's object.
     handle = os.open(job["path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     pickled = []
     with open(handle, "wb") as file:
@@ -88,6 +90,7 @@ def unpack_objects(job: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]
 
 def normalize_names(names: list[str]) -> list[str]:
     """Return names as Python keeps them, which has one form for letters that look alike."""
+    # As Python does with each name in code, before it looks for it.
     return [unicodedata.normalize("NFKC", name) for name in names]
 
 
@@ -101,6 +104,7 @@ def did_you_mean_names(name: str, names: dict[str, Any]) -> str:
 def describe_value(value: Any) -> str:
     """Say what something is, in a few words."""
     kind = type(value).__name__
+    # Of arrays, frames and series alike, whichever package they are of.
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and shape:
         return f"{kind}, {' x '.join(map(str, shape))}"

@@ -18,6 +18,8 @@ from remoter_kernel.local.objects.codecs.values import (
     encode_zone,
     kind_name,
     little_endian,
+    np,
+    pd,
     write_texts,
 )
 
@@ -26,6 +28,7 @@ EXACT = 1 << 53  # from here on a double leaves integers out
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 DAY_ZERO = datetime.date(1970, 1, 1)
 MICROSECOND = datetime.timedelta(microseconds=1)
+# R keeps logical values as integers of 32 bits, and complex ones as two doubles.
 TYPES = {"logical": "i", "integer": "i", "double": "d", "complex": "d"}
 MILLION = 1_000_000
 
@@ -49,12 +52,9 @@ class RWriter(ObjectWriter):
                 raise CodecError(f"{where} has keys that are no text, or empty: no names for R.")
             trees = [self.encode(value[name], f"{where}[{name!r:.40}]") for name in names]
             return {"t": "list", "v": trees, "names": self._texts(names, f"a key of {where}")}
-        one = self._one(value, where)
-        if one is not None:
-            return one
-        many = self._many(value, where)
-        if many is not None:
-            return many
+        tree = self._one(value, where) or self._many(value, where)
+        if tree is not None:
+            return tree
         raise CodecError(f"{where} is {kind_name(value)}, for which R has no counterpart.")
 
     def _texts(self, texts: list[Any], where: str) -> dict[str, Any]:
@@ -69,6 +69,7 @@ class RWriter(ObjectWriter):
         at = self.write(little_endian(plain))
         return {"t": "vector", "type": kind, "n": count, "at": at, **words}
 
+    # The types are compared, not asked by isinstance: a subclass would lose what it has beside.
     def _one(self, value: Any, where: str) -> Any:
         """Return the tree of one value as a vector of one; None: it is not one value."""
         kind = type(value)
@@ -98,7 +99,7 @@ class RWriter(ObjectWriter):
         """Return the tree of a moment; one without a zone is told from one in UTC by a mark."""
         words: dict[str, Any] = {"zone": encode_zone(value.tzinfo, where)}
         if value.tzinfo is None:
-            if value.fold:
+            if value.fold:  # of two moments with the same local time, the second
                 raise CodecError(f"{where} has a fold and no time zone, which R has not.")
             value, words = value.replace(tzinfo=datetime.timezone.utc), {"naive": True}
         return self._seconds([(value - EPOCH) // MICROSECOND], where, of="POSIXct", **words)
@@ -106,7 +107,7 @@ class RWriter(ObjectWriter):
     def _seconds(self, microseconds: Any, where: str, **words: Any) -> Any:
         """Write moments as R has them, in seconds; None is NA."""
         seconds = [float("nan") if us is None else us / MILLION for us in microseconds]
-        for us, value in zip(microseconds, seconds):
+        for us, value in zip(microseconds, seconds):  # a double has 53 bits
             if us is not None and round(value * MILLION) != us:
                 raise CodecError(f"{where} is too far from 1970 for R to keep its microseconds.")
         if isinstance(words.get("zone"), float):
@@ -118,11 +119,13 @@ class RWriter(ObjectWriter):
     # What comes in many --------------------------------------------------------------------
 
     def _many(self, value: Any, where: str) -> Any:
+        # What was never imported cannot have made this value.
         numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
         if numpy is not None:
             if isinstance(value, numpy.generic):
                 return self._vector(numpy.asarray(value).reshape(1), where)
             if type(value) is numpy.ndarray:
+                # R has matrices column by column.
                 dim = {"dim": list(value.shape)} if value.ndim > 1 else {}
                 return {**self._vector(value.reshape(-1, order="F"), where), **dim}
         if pandas is None or not hasattr(pandas, "DataFrame"):
@@ -174,8 +177,6 @@ class RWriter(ObjectWriter):
 
     def _row_names(self, index: Any, where: str, *, may_repeat: bool = False) -> Any:
         """Return the names of rows; None: they have numbers from 0, which are from 1 in R."""
-        import pandas as pd
-
         plain = type(index) is pd.RangeIndex and (index.start, index.step) == (0, 1)
         if plain and index.name is None:
             return None
@@ -186,9 +187,6 @@ class RWriter(ObjectWriter):
         raise CodecError(f"{where} has an index that R has no place for: {where}.reset_index().")
 
     def _column(self, series: Any, where: str) -> Any:
-        import numpy as np
-        import pandas as pd
-
         dtype = series.dtype
         if isinstance(dtype, pd.CategoricalDtype):
             return self._factor(series, where)
@@ -210,6 +208,7 @@ class RWriter(ObjectWriter):
         levels = series.cat.categories.tolist()
         if not all(type(level) is str for level in levels):
             raise CodecError(f"{where} has categories that are no text, and R's levels are text.")
+        # R counts from one, and its NA is an integer.
         codes = [NO_INTEGER if code < 0 else code + 1 for code in series.cat.codes.tolist()]
         words = {"levels": self._texts(levels, where), "ordered": bool(series.cat.ordered)}
         return self._numbers("integer", codes, of="factor", **words)
@@ -229,13 +228,11 @@ class RWriter(ObjectWriter):
 
     def _vector(self, values: Any, where: str, missing: Any = None) -> Any:
         """Return the tree of a one-dimensional numpy array."""
-        import numpy as np
-
         kind = values.dtype.kind
         if kind in "biu":
             numbers = values.astype("i8") if values.dtype != "u8" else values
             largest = int(np.abs(numbers).max()) if numbers.size else 0
-            if largest > EXACT or largest < 0:
+            if largest > EXACT or largest < 0:  # the absolute of the least integer is negative
                 raise CodecError(f"{where} has numbers too large for R to keep all their digits.")
             if largest < -NO_INTEGER:
                 numbers = numbers.astype("<i4")
@@ -260,16 +257,13 @@ class RWriter(ObjectWriter):
         raise CodecError(f"{where} has the dtype {values.dtype}, for which R has no counterpart.")
 
     def _array(self, kind: str, values: Any) -> Any:
-        import numpy as np
-
         at = self.write(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
         return {"t": "vector", "type": kind, "n": len(values), "at": at}
 
 
 def _microseconds(values: Any, where: str) -> list[Any]:
     """Return moments or spans as numbers of microseconds; what is missing is None."""
-    import numpy as np
-
+    # A double has 53 bits: of nanoseconds since 1970 it would lose the last ones.
     unit = values.dtype.kind + "8[us]"
     if not ((values.astype(unit) == values) | np.isnat(values)).all():
         raise CodecError(f"{where} has nanoseconds, which R cannot keep: round it first.")

@@ -13,6 +13,7 @@ import array
 import ast
 import bisect
 import datetime
+import importlib
 import json
 import pickle
 import struct
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 DEEPEST_NESTING = 100  # lists in lists in lists
-LENGTH = 20  # digits
-MANY = 64  # numbers in a list that are better written as one piece
-MOST_READ_FACTOR = (
-    2  # as much as there is in a file may be taken out of it: R's single values are read twice
-)
+LENGTH = 20  # digits of the tree's length, at the end of the file
+MANY = 64  # numbers in a list; more of them are written as one piece
+# So many times the bytes of a file may be taken out of it: R's single values are read twice.
+MOST_READ_FACTOR = 2
 LONGEST_HEADER = 65536  # bytes that stand before an array
 MANY_EMPTY_VALUES = 65536  # values of no size in an array
 
@@ -37,12 +37,27 @@ class CodecError(Exception):
     """Something cannot be carried: the sentence says what, and why."""
 
 
+class LazyModule:
+    """A package that is imported where it is first used: a kernel may not have it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self.name), attribute)
+
+
+np: Any = LazyModule("numpy")
+pd: Any = LazyModule("pandas")
+
+
 class ObjectWriter:
     """Writes a tree and what is large in it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self._inside: list[int] = []  # the ids of what is being written, from the outside in
+        # The ids of what is being written, from the outside in: each lives as long as that.
+        self._inside: list[int] = []
 
     def write(self, *pieces: Any) -> list[int]:
         """Write bytes; return where they are."""
@@ -53,20 +68,20 @@ class ObjectWriter:
 
     def finish(self, tree: Any) -> None:
         """Write the tree, last of all."""
-        text = json.dumps(tree, separators=(",", ":")).encode()
+        text = json.dumps(tree, separators=(",", ":")).encode()  # ASCII: any Python reads it
         self.write(text, b"%020d" % len(text))
 
     def encode(self, value: Any, where: str) -> Any:
         """Return a value's tree; `where` is what a person calls it."""
         if value is None or value is True or value is False:
             return value
-        if type(value) is str and not has_surrogates(value):
+        if type(value) is str and not has_surrogates(value):  # not one of a subclass: it has more
             return value
         return self.encode_nested(value, where, self._encode)
 
     def encode_nested(self, value: Any, where: str, encode: Callable[[Any, str], Any]) -> Any:
         """Encode a value unless it stands in itself, or too deep."""
-        if id(value) in self._inside:
+        if id(value) in self._inside:  # else it would be written for ever
             raise CodecError(f"{where} contains itself.")
         if len(self._inside) >= DEEPEST_NESTING:
             raise CodecError(
@@ -91,8 +106,7 @@ class ObjectWriter:
 class ObjectReader:
     """Reads what a `ObjectWriter` has written; nothing in it can run.
 
-    What is taken out is hardly more than the file has: whoever was asked about its size was told
-    the truth.
+    What is taken out is hardly more than the file has: a person has agreed to that size.
     """
 
     def __init__(self, file: BinaryIO, *, is_pickled: bool = False) -> None:
@@ -100,8 +114,10 @@ class ObjectReader:
         self._is_pickled = is_pickled
         self._size = file.seek(0, 2)
         self._left = MOST_READ_FACTOR * self._size  # bytes that may yet be taken
-        self._begins: list[int] = []  # of all places that were, in order
-        self._sizes: dict[int, int] = {}  # by where they begin
+        # Places that were read, in order, and their sizes: without them a small file could name
+        # the same bytes again and again.
+        self._begins: list[int] = []
+        self._sizes: dict[int, int] = {}
 
     def tree(self) -> Any:
         """Return the tree."""
@@ -123,7 +139,7 @@ class ObjectReader:
         self._left -= size
         if min(begin, size) < 0 or begin + size > self._size or self._left < 0:
             raise CodecError("The other side sent an object that is larger than its file.")
-        if size and self._sizes.get(begin) != size:
+        if size and self._sizes.get(begin) != size:  # else it is known, or nothing
             index = bisect.bisect(self._begins, begin)
             before = self._begins[index - 1] if index else 0
             after = self._begins[index] if index < len(self._begins) else self._size
@@ -166,9 +182,9 @@ def encode_plain(writer: ObjectWriter, value: Any, where: str) -> Any:
     if kind is str:  # JSON would make one character of two halves that stand side by side
         return {"t": "halves", "at": writer.write(value.encode("utf-8", "surrogatepass"))}
     if kind is int:
-        return {"t": "int", "v": hex(value)}
+        return {"t": "int", "v": hex(value)}  # Python refuses to read long decimal ones
     if kind is float:
-        return {"t": "float", "v": struct.pack("<d", value).hex()}
+        return {"t": "float", "v": struct.pack("<d", value).hex()}  # NaNs keep their bits
     if kind is complex:
         return {"t": "complex", "v": struct.pack("<dd", value.real, value.imag).hex()}
     if kind in {bytes, bytearray}:
@@ -191,10 +207,8 @@ def write_texts(writer: ObjectWriter, texts: list[str | None], where: str) -> di
     except UnicodeEncodeError:
         raise CodecError(f"{where} has half of a surrogate pair.") from None
     lengths = [-1 if text is None else len(piece) for text, piece in zip(texts, pieces)]
-    return {
-        "lengths": writer.write(little_endian(array.array("i", lengths))),
-        "at": writer.write(*pieces),
-    }
+    places = writer.write(little_endian(array.array("i", lengths)))
+    return {"lengths": places, "at": writer.write(*pieces)}
 
 
 def read_texts(reader: ObjectReader, tree: Any) -> list[str | None]:
@@ -225,11 +239,8 @@ def _encode_many(writer: ObjectWriter, value: Any, where: str) -> Any:
         kinds = set(map(type, value))
         if kinds == {float} or (kinds == {int} and max(map(abs, value)) < 1 << 63):
             code = "d" if kinds == {float} else "q"
-            return {
-                "t": name,
-                "of": code,
-                "at": writer.write(little_endian(array.array(code, value))),
-            }
+            at = writer.write(little_endian(array.array(code, value)))
+            return {"t": name, "of": code, "at": at}
     return {"t": name, "v": [writer.encode(v, f"{where}[{i}]") for i, v in enumerate(value)]}
 
 
@@ -268,6 +279,7 @@ def encode_zone(zone: Any, where: str) -> Any:
 
 
 def _is_of_pytz(zone: Any) -> bool:
+    # By its name: the kernel may not have pytz.
     return type(zone).__module__.split(".")[0] == "pytz"
 
 
@@ -315,20 +327,17 @@ def encode_array(writer: ObjectWriter, value: Any, where: str) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
         return None
+    # A masked array, say: its mask would be lost.
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
         raise CodecError(
             f"{where} is {kind_name(value)}, a kind of array with more than its values."
         )
-    return {
-        "t": "array" if isinstance(value, numpy.ndarray) else "scalar",
-        "at": write_array(writer, value, where),
-    }
+    kind = "array" if isinstance(value, numpy.ndarray) else "scalar"
+    return {"t": kind, "at": write_array(writer, value, where)}
 
 
 def write_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
     """Write an array in numpy's own form, which for plain values has no code in it."""
-    import numpy as np
-
     values = np.asarray(value)
     if values.dtype.hasobject:
         raise CodecError(f"{where} is an array of objects (dtype {values.dtype}).")
@@ -339,6 +348,7 @@ def write_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
     if not _is_portable_dtype(values.dtype):
         why = "which numpy's own form cannot name: astype() makes another"
         raise CodecError(f"{where} has the dtype {values.dtype}, {why}.")
+    # Version 3 has field names in UTF-8; numpy 1.17 is the first that reads it.
     begin = writer.file.tell()
     np.lib.format.write_array(writer.file, values, version=(3, 0), allow_pickle=False)
     return [begin, writer.file.tell() - begin]
@@ -346,8 +356,6 @@ def write_array(writer: ObjectWriter, value: Any, where: str) -> list[int]:
 
 def _is_portable_dtype(dtype: Any) -> bool:
     """Would a dtype arrive as itself? Those that packages add would be mere bytes."""
-    import numpy as np
-
     try:
         named = np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype))
     except ValueError:  # fields that overlap
@@ -357,8 +365,6 @@ def _is_portable_dtype(dtype: Any) -> bool:
 
 def read_array(reader: ObjectReader, at: list[Any]) -> Any:
     """Read an array; one of objects, which would have to be unpickled, is refused."""
-    import numpy as np
-
     size = reader.seek(at)
     _check_array(reader.file, size)
     reader.file.seek(int(at[0]))
@@ -367,28 +373,25 @@ def read_array(reader: ObjectReader, at: list[Any]) -> Any:
 
 def _check_array(file: BinaryIO, size: int) -> None:
     """Refuse an array that claims more values than it brings: room for them would be made first."""
-    import numpy as np
-
     begin = file.read(8)  # numpy's name, and two numbers of a version
     is_old = begin[6:7] == b"\1"
     width = 2 if is_old else 4
     length = int.from_bytes(file.read(width), "little")
     if length > LONGEST_HEADER:
         raise CodecError("The other side sent an array that makes no sense.")
-    words = ast.literal_eval(file.read(length).decode("latin-1" if is_old else "utf-8"))
-    dtype = np.lib.format.descr_to_dtype(words["descr"])
-    count = 1
-    for each in words["shape"]:
+    header = ast.literal_eval(file.read(length).decode("latin-1" if is_old else "utf-8"))
+    dtype, shape = np.lib.format.descr_to_dtype(header["descr"]), header["shape"]
+    count = 1  # not numpy's product, which would overflow in silence
+    for each in shape:
         count *= int(each)
     is_larger = count * dtype.itemsize > size - len(begin) - width - length
-    if (
-        min(words["shape"], default=0) < 0
-        or is_larger
-        or (not dtype.itemsize and count > MANY_EMPTY_VALUES)
-    ):
+    # Values of no size (empty texts) would each get an object of Python's all the same.
+    has_many_empty = not dtype.itemsize and count > MANY_EMPTY_VALUES
+    if min(shape, default=0) < 0 or is_larger or has_many_empty:
         raise CodecError("The other side sent an array that is larger than its file.")
 
 
+# Those for pandas and polars are added where they are defined (`dataframes`).
 ENCODERS: list[Callable[[ObjectWriter, Any, str], Any]] = [encode_plain, encode_array]
 DECODERS: dict[str, Callable[[ObjectReader, Any], Any]] = {
     "int": lambda _reader, tree: int(tree["v"], 16),

@@ -1,6 +1,6 @@
-"""Cells that need this side: which they are, whose turn it is, and what else concerns them.
+"""Cells that need this machine: which they are, when they run, and what else concerns them.
 
-The far kernel's messages pass by here, too: what waits for a cell there has to see it end.
+The remote kernel's messages pass by here, too: a local cell waits for the end of those before it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.local.proxy import canned_replies
-from remoter_kernel.local.proxy.here.local_cell import InternalExec, LocalCell, for_local_kernel
-from remoter_kernel.local.proxy.here.local_kernel import LocalComms, LocalKernel
+from remoter_kernel.local.proxy.here.local_cell import LocalCell, for_local_kernel
+from remoter_kernel.local.proxy.here.local_kernel import LocalComms
 from remoter_kernel.local.proxy.here.local_magics import (
     LocalCode,
     completeness,
@@ -21,7 +20,8 @@ from remoter_kernel.local.proxy.here.local_magics import (
     shift_request,
 )
 from remoter_kernel.local.proxy.here.permission import AccessKind, AccessRequest
-from remoter_kernel.local.proxy.here.push_pull import ObjectTransferCell, ObjectTransferContext
+from remoter_kernel.local.proxy.here.push_pull import ObjectTransferCell
+from remoter_kernel.local.proxy.replies import empty_reply
 from remoter_kernel.protocol.frames import Bytes, Channel, to_json
 from remoter_kernel.protocol.messages import (
     CONTENT,
@@ -36,200 +36,185 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from remoter_kernel.local.proxy.here.cell_queue import CellQueue
-    from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.replies import ReplySender
-    from remoter_kernel.local.session.link import Link
-    from remoter_kernel.protocol.reactor import Reactor
+    from remoter_kernel.local.proxy.here.local_cell import LocalCellContext
     from remoter_kernel.protocol.requests import Request
 
-TYPING_REQUESTS = {
-    "complete_request",
-    "inspect_request",
-    "is_complete_request",
-}  # while a cell is written
+# What a client sends while a cell is written.
+TYPING_REQUESTS = {"complete_request", "inspect_request", "is_complete_request"}
 RUN_SENTENCE = "runs code of this notebook in a Python kernel here"
 
 
 class LocalCells:
     """What of a notebook runs here."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        replies: ReplySender,
-        permission: Permission,
-        link: Link,
-        cell_queue: CellQueue,
-    ) -> None:
-        """Remember; `object_transfer` has to be set."""
-        self.object_transfer: ObjectTransferContext
-        self._reactor = reactor
-        self._replies = replies
-        self._permission = permission
+    def __init__(self, context: LocalCellContext, cell_queue: CellQueue) -> None:
+        self._context = context
+        self._replies = context.replies
         self._cell_queue = cell_queue
-        self._kernel = LocalKernel(reactor)
+        self._internal_exec = context.internal_exec
+        self._kernel = context.internal_exec.local_kernel
         self._kernel.on_message = self._on_kernel_message
         self._kernel.on_ready = self._on_kernel_ready
         self._kernel.on_end = self._on_kernel_end
-        self.internal_exec = InternalExec(link, self._kernel)
         self._comms = LocalComms()
-        self._pending: dict[str, tuple[Request, int]] = {}  # completion and the like, by message id
+        # Completion and the like that the local kernel was asked for, by message id, with how many
+        # characters of the cell stand before its local code.
+        self._pending: dict[str, tuple[Request, int]] = {}
 
     def close(self) -> None:
-        """End the kernel here."""
+        """End the local kernel."""
         self._kernel.close()
 
     # From Jupyter ----------------------------------------------------------------------
 
     def on_execute(self, request: Request) -> bool:
-        """Take a cell that needs this side, or has to wait for one; False: it is neither."""
-        code = str(request.content.get("code", ""))
+        """Queue a cell with a local magic; False: it has none."""
         try:
-            wanted = parse_local_magic(code)
+            magic = parse_local_magic(str(request.content.get("code", "")))
         except Usage as error:
             self._replies.reply_error(request, error)
             return True
-        if isinstance(wanted, LocalCode):
-            self._cell_queue.enqueue_local(self._local_cell(request, wanted))
-        elif wanted is not None:
-            self._cell_queue.enqueue_local(
-                ObjectTransferCell(request, wanted, self.object_transfer, self._on_cell_over)
-            )
-        return wanted is not None
+        if magic is None:
+            return False
+        cell: LocalCell | ObjectTransferCell
+        if isinstance(magic, LocalCode):
+            access = AccessRequest(magic.verb, AccessKind.RUN, RUN_SENTENCE)
+            require = partial(self._context.permission.require, access, request)
+            cell = LocalCell(request, magic.code, self._context, require, self._on_cell_over)
+        else:
+            cell = ObjectTransferCell(request, magic, self._context, self._on_cell_over)
+        self._cell_queue.enqueue_local(cell)
+        return True
 
-    def on_other_request(self, kind: str, request: Request) -> bool:
-        """Take any other request that is for this side; False: it is not."""
-        if self._comms.is_for_local_kernel(kind, request.parts):
+    def on_other_request(self, request: Request) -> bool:
+        """Handle any other request that is for the local kernel; False: it is not."""
+        # A widget sends these at any time, also while a cell runs: they do not wait for it.
+        if self._comms.is_for_local_kernel(request):
             self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, {}))
             return True
-        if kind not in TYPING_REQUESTS:
+        if request.type not in TYPING_REQUESTS:
             return False
         content = request.content
         code = str(content.get("code", ""))
-        complete = completeness(code) if kind == "is_complete_request" else None
+        complete = completeness(code) if request.type == "is_complete_request" else None
+        # Without any kernel: a console waits for this at each Enter.
         if complete:
             self._replies.reply(request, complete)
             return True
         local = local_code(code)
         if local is None:
             return False
-        words = shift_request(content, local)
-        if (
-            words is None or not self._kernel.is_ready or self._cell_queue.running_local
-        ):  # late is worse than empty
-            self._replies.reply(request, canned_replies.empty_reply(kind, content) or {})
+        changes = shift_request(content, local)
+        # A kernel that has to be started, or runs a cell, would answer too late to be of use.
+        if changes is None or not self._kernel.is_ready or self._cell_queue.running_local:
+            self._replies.reply(request, empty_reply(request) or {})
             return True
-        self._pending[str(request.header.get("msg_id", ""))] = request, local.begin
-        self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, words))
+        # The reply counts characters from the local code, and clients from the cell.
+        self._pending[request.id] = request, local.begin
+        self._kernel.send(Channel.SHELL, for_local_kernel(request.parts, changes))
         return True
 
-    # From the far side -----------------------------------------------------------------
+    # From the session ------------------------------------------------------------------
 
     def consume_internal(self, parts: Sequence[Bytes]) -> bool:
-        """Take what comes of an errand of ours there; False: it does not."""
-        is_own = self.internal_exec.is_internal(parts)
-        if is_own:
-            self.internal_exec.on_message(parts)
-        return is_own
+        """Handle what comes of code of our own; False: it does not."""
+        internal = self._internal_exec
+        if not internal.remote_mark or not internal.is_internal(parts):
+            return False
+        internal.on_message(parts)
+        return True
 
     def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:
-        """Hear that the link gave up, and that what waited for it was answered on this side."""
+        """Go on without the link; `is_over`: its session is gone, too.
+
+        What waited for it was answered by now.
+        """
         if is_over:
-            self.object_transfer.prompter.drop_kernel_input(is_here=False)
-        self.internal_exec.on_link_failed(error, is_over=is_over)
-        self._cell_queue.on_link_failed()
+            self._context.prompter.drop_kernel_input(is_here=False)
+        self._internal_exec.on_link_failed(error, is_over=is_over)
+        self._cell_queue.start_next()
 
     def on_remote_output(self, parts: Sequence[Bytes]) -> None:
-        """Look at what is published there: a cell here may wait for that."""
-        if not self._cell_queue.is_active or execution_state(parts) != "idle":
+        """Go on if this idle ends a cell for which a local one waits."""
+        if execution_state(parts) != "idle":
             return
-        if self._cell_queue.running_local:
+        if self._cell_queue.running_local:  # clients take this idle for the local cell's
             self._replies.republish_busy()
         self._cell_queue.on_idle(str(header_of(parts[PARENT]).get("msg_id", "")))
 
     def on_remote_reply(self, request: Request, parts: Sequence[Bytes]) -> None:
-        """Look at a reply from there: a cell here may wait for that."""
-        if self._cell_queue.is_active and request.header.get("msg_type") == "execute_request":
+        """Go on if this reply ends a cell for which a local one waits."""
+        if request.is_cell:
             self._cell_queue.on_reply(request, str(content_of(parts).get("status")))
 
     def amend_reply(self, request: Request, parts: Sequence[Bytes]) -> Sequence[Bytes]:
-        """Return a reply from there as clients should see it: with the comms that live here."""
-        if request.header.get("msg_type") != "comm_info_request":
+        """Return a reply of the remote kernel as clients should see it: with the local comms."""
+        if request.type != "comm_info_request":
             return parts
         return self._comms.add_to_reply(parts, request.content.get("target_name"))
 
-    # The kernel here -------------------------------------------------------------------
+    # From the local kernel -------------------------------------------------------------
 
-    def _local_cell(self, request: Request, local: LocalCode) -> LocalCell:
-        wanted = AccessRequest(local.verb, AccessKind.RUN, RUN_SENTENCE)
-        return LocalCell(
-            request,
-            local.code,
-            kernel=self._kernel,
-            replies=self._replies,
-            reactor=self._reactor,
-            require_permission=partial(self._permission.require, wanted, request),
-            on_over=self._on_cell_over,
-        )
+    @property
+    def _running(self) -> LocalCell | None:
+        cell = self._cell_queue.running_local
+        return cell if isinstance(cell, LocalCell) else None
 
     def _on_kernel_ready(self) -> None:
-        self.internal_exec.on_local_ready()
-        cell = self._cell_queue.running_local
-        if isinstance(cell, LocalCell):
-            cell.run()
+        self._internal_exec.on_local_ready()
+        if self._running:
+            self._running.run()
 
     def _on_cell_over(self, is_well: bool) -> None:  # noqa: FBT001 - called with that alone
-        cell = self._cell_queue.running_local
-        if isinstance(cell, LocalCell) and cell.has_exited:
+        # Its kernel ends by itself soon; a cell that is queued behind must not reach that one.
+        if self._running and self._running.has_exited:
             self._kernel.stop()
-            self._comms.clear()
-            self.object_transfer.prompter.drop_kernel_input(is_here=True)
+            self._forget_kernel()
         self._cell_queue.on_local_over(is_well=is_well)
 
-    def _on_kernel_end(self, error: RemoterError) -> None:
-        """The kernel here is gone: so are its comms, and whoever waits for it hears why."""
+    def _forget_kernel(self) -> None:
         self._comms.clear()
-        self.object_transfer.prompter.drop_kernel_input(is_here=True)
-        self.internal_exec.on_local_died(error)
-        asked, self._pending = self._pending, {}
-        for request, _ in asked.values():
+        self._context.prompter.drop_kernel_input(is_here=True)
+
+    def _on_kernel_end(self, error: RemoterError) -> None:
+        self._forget_kernel()
+        self._internal_exec.on_local_died(error)
+        # Clients wait for each of them.
+        pending, self._pending = self._pending, {}
+        for request, _ in pending.values():
             self._replies.reply_error(request, error)
-        cell = self._cell_queue.running_local
-        if isinstance(cell, LocalCell):
-            cell.fail(error)
+        if self._running:
+            self._running.fail(error)
 
     def _on_kernel_message(self, channel: Channel, parts: list[Bytes]) -> None:
-        """Pass on what the kernel here says."""
         parent = header_of(parts[PARENT])
         if self._kernel.is_own_request(parent):
-            self.internal_exec.on_message(parts)
+            self._internal_exec.on_message(parts)
             return
-        header = header_of(parts[HEADER])
-        kind, name = str(header.get("msg_type", "")), str(parent.get("msg_id", ""))
+        kind = str(header_of(parts[HEADER]).get("msg_type", ""))
+        name = str(parent.get("msg_id", ""))
         self._comms.on_kernel_message(kind, parts)
-        cell = self._cell_queue.running_local
-        is_of_cell = isinstance(cell, LocalCell) and name == cell.request.header.get("msg_id")
-        if isinstance(cell, LocalCell) and is_of_cell:
+        cell = self._running
+        if cell and name == cell.request.id:
             shown = cell.on_message(kind, parts)
             if shown:
                 self._forward(channel, cell.request, shown)
             cell.finish_if_done()
-        elif channel is Channel.IOPUB:
+        elif channel is Channel.IOPUB:  # of a thread that a cell has left behind, or of a comm
             self._replies.forward_local(channel, None, parts)
             if kind == "status":
                 self._replies.republish_busy()
+        # Whatever else it replies to has no client that waits.
         elif name in self._pending:
             request, begin = self._pending.pop(name)
             parts[CONTENT] = to_json(shift_reply(content_of(parts), begin))
             self._replies.forward_local(channel, request, parts)
 
     def _forward(self, channel: Channel, request: Request, parts: list[Bytes]) -> None:
-        """Show what the kernel here says in a cell."""
         send = partial(self._replies.forward_local, channel, request)
         if channel is Channel.STDIN:
             answer = partial(self._kernel.send, channel)
-            self.object_transfer.prompter.relay_input_request(
-                request, parts, send, answer, is_here=True
-            )
+            relay = self._context.prompter.relay_input_request
+            relay(request, parts, send, answer, is_here=True)
         else:
             send(parts)

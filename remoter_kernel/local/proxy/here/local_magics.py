@@ -13,7 +13,9 @@ from remoter_kernel.errors import Usage
 
 LOCAL_MAGICS = ("%%local", "%local")
 OBJECT_TRANSFERS = ("push", "pull")
+# By the field of the spec that each one sets.
 OPTIONS = {"--pickle": "is_pickled", "--yes": "is_large"}
+# The whole word: `%localize` is the kernel's.
 _FIRST_LINE = re.compile(r"(%%local|%local|%remoter[ \t]+(?:push|pull))(?![^ \t\r\n])[ \t]*(.*)")
 _CURSOR = ("cursor_start", "cursor_end")
 _TYPES = "_jupyter_types_experimental"  # IPython's word for what a completion is
@@ -46,6 +48,7 @@ def parse_local_magic(code: str) -> LocalCode | ObjectTransferSpec | None:
         return None
     verb, line = found[1], found[2].rstrip()
     end = code.find("\n")
+    # Of `%%local` the rest is what runs; below the others nothing may stand.
     rest = "" if end < 0 else code[end + 1 :]
     if verb == "%%local":
         if line:
@@ -72,6 +75,7 @@ def _parse_transfer(verb: str, words: list[str]) -> ObjectTransferSpec:
             raise Usage('"as" gives one object one name.', f"%remoter {verb} x as y")
     if not names:
         raise Usage(f"%remoter {verb} needs the name of an object.", f"%remoter {verb} x")
+    # One of them would replace the other where they arrive.
     if len(set(names)) != len(names):
         raise Usage(f"%remoter {verb} was given a name twice; nothing was carried.")
     chosen = {OPTIONS[option]: True for option in options}
@@ -92,6 +96,7 @@ def local_code(code: str) -> LocalCode | None:
 
 def shift_request(content: dict[str, Any], local: LocalCode) -> dict[str, Any] | None:
     """Return a question about a cell as one about its local code; None: it is not about that."""
+    # In characters, as clients count: what stands before the code is taken off.
     cursor = content.get("cursor_pos")
     if not isinstance(cursor, int) or cursor < local.begin:
         return None
@@ -105,6 +110,7 @@ def shift_reply(content: dict[str, Any], begin: int) -> dict[str, Any]:
         if isinstance(shifted.get(key), int):
             shifted[key] += begin
     metadata = shifted.get("metadata")
+    # JupyterLab reads places there, too, and not only in the matches.
     if isinstance(metadata, dict) and isinstance(metadata.get(_TYPES), list):
         types = [
             {**each, **{key: each[key] + begin for key in ("start", "end") if key in each}}
@@ -123,5 +129,6 @@ def completeness(code: str) -> dict[str, Any] | None:
         return {"status": "complete"}
     if not code.startswith("%%local"):
         return None
+    # The remote kernel may not be Python, and would know nothing of this magic.
     is_over = "\n" in code and not code.rsplit("\n", 1)[1].strip()
     return {"status": "complete"} if is_over else {"status": "incomplete", "indent": ""}

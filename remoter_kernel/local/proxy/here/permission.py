@@ -1,9 +1,9 @@
-"""May a cell of a notebook use this side? As the remote's `local` says: ask, allow, never.
+"""May a cell of a notebook use this machine? As the remote's `local` says: ask, allow, never.
 
 A notebook is not trusted to reach this machine: whoever wrote it may be a stranger. A yes is a
 yes to one thing: to run code here, to read files below the notebook's folder, or to write files
 there. Each place outside of that folder is a question of its own, also where cells may use this
-side. What a person has allowed holds for this front, and so for one notebook until its kernel
+machine. What a person has allowed holds for this proxy, and so for one notebook until its kernel
 restarts; a no holds for one cell.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 
     from remoter_kernel.protocol.requests import Request
 
+# Enter alone is a no: it is pressed without reading.
 YES, NO = ("yes", "y"), ("no", "n", "")
 LONGEST_LINE = 300  # characters: what a cell says must not push the question out of sight
 LONGEST_PATH = 500  # characters; what cannot be shown whole is not asked about
 MOST_PATHS = 8  # outside of the folder that are asked about for one cell
+# Nothing of it is kept on disk: a file could be written by a cell that was allowed to.
 UNTIL = "until this kernel is restarted or shut down"
 ANSWER = "Allow that? yes or no:"
 
 
 class NotAllowed(RemoterError):
-    """A cell wanted to use this side, and may not."""
+    """A cell wanted to use this machine, and may not."""
 
 
 class InCellPrompter(Protocol):
@@ -53,7 +55,7 @@ class AccessKind(Enum):
 
 
 class LocalPath(NamedTuple):
-    """A file or folder of this side."""
+    """A file or folder of this machine."""
 
     path: Path  # links resolved: what is asked about is what is used
     is_folder: bool
@@ -61,6 +63,7 @@ class LocalPath(NamedTuple):
 
     def covers(self, other: LocalPath) -> bool:
         """Is a yes to this place a yes to the other one, too?"""
+        # A folder that was allowed covers what is created in it later.
         if self.is_folder:
             return other.path.is_relative_to(self.path)
         return other.path == self.path and not other.is_folder
@@ -68,7 +71,7 @@ class LocalPath(NamedTuple):
 
 @dataclass(frozen=True)
 class AccessRequest:
-    """What a cell wants of this side."""
+    """What a cell wants of this machine."""
 
     verb: str  # what the cell says: "%remoter put"
     kind: AccessKind
@@ -76,28 +79,27 @@ class AccessRequest:
     paths: tuple[LocalPath, ...] = ()  # that are read or written; none: wherever the kind is about
 
 
+@dataclass
 class Permission:
-    """What a front's cells may do on this side; asked from threads, never from the front's own."""
+    """What the cells of this proxy may do here; asked from threads, never from the proxy's own."""
 
-    def __init__(
-        self,
-        prompter: InCellPrompter,
-        rule: Callable[[], Literal["ask", "allow", "never"]],
-        folder: Path,
-    ) -> None:
-        """Remember; `rule` is looked up each time, `folder` is the notebook's."""
-        self._prompter = prompter
-        self._rule = rule
+    prompter: InCellPrompter
+    rule: Callable[[], Literal["ask", "allow", "never"]]  # looked up each time: a person edits it
+    folder: InitVar[Path]  # the notebook's
+    _allowed_kinds: set[AccessKind] = field(default_factory=set)  # below the notebook's folder
+    _allowed_paths: dict[AccessKind, list[LocalPath]] = field(  # outside of it
+        default_factory=lambda: {kind: [] for kind in AccessKind}
+    )
+    # Several cells may want something at once: one question after the other, and a yes to the first
+    # may answer the second.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self, folder: Path) -> None:
         self._folder = LocalPath(folder.resolve(), is_folder=True)
-        self._allowed_kinds: set[AccessKind] = set()  # that a person has allowed
-        self._allowed_paths: dict[AccessKind, list[LocalPath]] = {
-            kind: [] for kind in AccessKind
-        }  # likewise, outside
-        self._lock = threading.Lock()  # several cells may want something at once
 
     def check_rule(self, verb: str) -> None:
-        """Raise `NotAllowed` where no cell may use this side, whatever a person says."""
-        if self._rule() == "never":
+        """Raise `NotAllowed` where no cell may use this machine, whatever a person says."""
+        if self.rule() == "never":
             raise NotAllowed(
                 f'{verb} may not use this machine: this remote says local = "never".',
                 'Set local = "ask" for it in remotes.toml, or use the command at a terminal.',
@@ -105,11 +107,19 @@ class Permission:
 
     def require(self, wanted: AccessRequest, cell: Request) -> None:
         """Go on only if a cell may do all of that; blocks for as long as a person takes."""
+        # Held while a person is asked: that is why this is never called in the proxy's thread.
         with self._lock:
             self.check_rule(wanted.verb)
+            # Places were resolved: a link below the folder that leads elsewhere is outside.
             outside = [place for place in wanted.paths if not self._folder.covers(place)]
             asked = [place for place in outside if not self._is_allowed(wanted.kind, place)]
-            self._check_count(wanted.verb, asked)
+            if len(asked) > MOST_PATHS:  # nobody reads so many questions before they say yes
+                raise NotAllowed(
+                    f"{wanted.verb} names {len(asked)} places outside of this notebook's folder. "
+                    f"Each is asked about, and more than {MOST_PATHS} at once are refused.",
+                    "Name fewer of them, or use the command at a terminal.",
+                )
+            # Where all is outside, a yes to the folder would allow more than the cell wants.
             if not wanted.paths or len(outside) < len(wanted.paths):
                 self._require_kind(wanted, len(outside), cell)
             for number, place in enumerate(asked, 1):
@@ -118,7 +128,7 @@ class Permission:
 
     def _require_kind(self, wanted: AccessRequest, outside: int, cell: Request) -> None:
         """Ask once for each kind, unless the remote allows all of them."""
-        if self._rule() == "allow" or wanted.kind in self._allowed_kinds:
+        if self.rule() == "allow" or wanted.kind in self._allowed_kinds:
             return
         if not can_prompt_in(cell):
             raise NotAllowed(
@@ -145,38 +155,32 @@ class Permission:
     def _is_allowed(self, kind: AccessKind, place: LocalPath) -> bool:
         return any(allowed.covers(place) for allowed in self._allowed_paths[kind])
 
-    @staticmethod
-    def _check_count(verb: str, places: Sequence[LocalPath]) -> None:
-        if len(places) > MOST_PATHS:
-            raise NotAllowed(
-                f"{verb} names {len(places)} places outside of this notebook's folder. Each is "
-                f"asked about, and more than {MOST_PATHS} at once are refused.",
-                "Name fewer of them, or use the command at a terminal.",
-            )
-
     def _confirm(self, verb: str, question: str, cell: Request) -> None:
         """Go on only after a yes."""
         try:
             for _ in range(MOST_TRIES):
-                said = self._prompter.prompt_in(cell, question).strip().lower()
-                if said in YES:
+                answer = self.prompter.prompt_in(cell, question).strip().lower()
+                if answer in YES:
                     return
-                if said in NO:
+                if answer in NO:
                     break
+        # No answer is a no; it is not for a cell to ask again.
         except (NeedsPerson, NotAnswered):
             pass
         raise NotAllowed(f"{verb} was not allowed to use this machine; nothing was done.")
 
 
 def local_path(path: str, name: str = "") -> LocalPath:
-    """Return where a path of this side leads; one that ends with a separator means a folder."""
+    """Return where a path of this machine leads; one that ends with a separator means a folder."""
     is_folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
+    # `realpath`: also of what does not exist yet, as a target need not.
     return LocalPath(Path(os.path.realpath(path)), is_folder, name)
 
 
 def format_names(names: Sequence[str], what: str) -> str:
     """Name all of them, or say how many there are: half a list hides the other half."""
     line = _one_line(", ".join(names))
+    # Half of a line: the rest of the sentence is to be read, too.
     return line if len(line) <= LONGEST_LINE // 2 else f"{len(names)} {what}"
 
 

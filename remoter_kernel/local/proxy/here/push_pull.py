@@ -1,6 +1,6 @@
-"""Carries objects between the kernel on this side and the far one: `%remoter push`, `pull`.
+"""Carries objects between the local kernel and the remote one: `%remoter push`, `pull`.
 
-Each kernel writes or reads a file in a private folder on its side; this process moves bytes, and
+Each kernel writes or reads a file in a private folder of its machine; this process moves bytes, and
 never looks into them.
 """
 
@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,33 +23,28 @@ from remoter_kernel.local.history.link_status import format_size
 from remoter_kernel.local.login.prompts import OWN_TAG, strip_controls
 from remoter_kernel.local.objects.kernel_code import python_code, r_code
 from remoter_kernel.local.objects.remote_temp_dir import RemoteTempDir
-from remoter_kernel.local.proxy.canned_replies import error_content
 from remoter_kernel.local.proxy.here.permission import AccessKind, AccessRequest, format_names
+from remoter_kernel.local.proxy.replies import AnsweredCell, IopubMessage, run_in_thread
+from remoter_kernel.local.proxy.sockets import notice_text
 from remoter_kernel.local.session.link import LinkState
-from remoter_kernel.protocol.messages import content_of
-from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.login.login import Login
-    from remoter_kernel.local.proxy.here.local_cell import InternalExec, OnDone
+    from remoter_kernel.local.proxy.here.local_cell import LocalCellContext, OnDone
     from remoter_kernel.local.proxy.here.local_magics import ObjectTransferSpec
-    from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.prompter import StdinPrompter
-    from remoter_kernel.local.proxy.replies import ReplySender
-    from remoter_kernel.local.session.dialer import SessionDialer
-    from remoter_kernel.local.session.link import Link
-    from remoter_kernel.protocol.reactor import Reactor
     from remoter_kernel.protocol.requests import Request
 
+# What is carried is in a file at one end: after a cut it goes on where it was.
 LINK_BACK_WITHIN = 300.0  # seconds that a lost link is waited for
 POLL_EVERY = 0.2  # seconds
 LARGEST_FILE = 2**63  # bytes; no file is so large
-# Bytes; what is larger is asked about. This is the size of the file, and what is taken out of it
-# is hardly more: whoever reads it sees to that (`carried.values.ObjectReader`).
+# Bytes of the file; what is larger is asked about. Its reader takes hardly more out of it
+# (`codecs.values.ObjectReader`), so that the answer is about what will be in memory.
 ASK_ABOVE = 64 * 1024 * 1024
-LONGEST_ANSWER = 1024 * 1024  # bytes of what a kernel says of an errand
+LONGEST_ANSWER = 1024 * 1024  # bytes of what a kernel writes of a job: it may be a stranger's
+# As R itself reads a name: no digit after a first dot, and neither `...` nor `..1`.
 R_NAME = re.compile(r"(?!\.\.(?:\.|\d+)$)(?:[^\W\d_]|\.(?!\d))[\w.]*")
 R_RESERVED = frozenset(
     (
@@ -58,144 +53,107 @@ R_RESERVED = frozenset(
         *("NA_integer_", "NA_real_", "NA_complex_", "NA_character_"),
     )
 )
-PICKLE_WARNING = (
-    "[remoter] {names} came as a pickle: to unpickle is to run code which whoever made it chose.\n"
-)
+PICKLE_WARNING = "{names} came as a pickle: to unpickle is to run code which whoever made it chose."
 
 
 class NotCarried(RemoterError):
     """An object stayed where it was."""
 
 
-@dataclass(frozen=True)
-class ObjectTransferContext:
-    """What of the front carrying needs."""
-
-    reactor: Reactor
-    replies: ReplySender
-    prompter: StdinPrompter
-    permission: Permission
-    internal_exec: InternalExec
-    link: Link
-    dialer: SessionDialer
-    language: Callable[[], str]  # of the far kernel
-    count: Callable[[], int]  # the number of the last cell there
-    leftover_folders: list[str] = field(
-        default_factory=list
-    )  # folders that are to be removed there
-
-
+@dataclass
 class ObjectTransferCell:
     """A cell that carries objects."""
 
-    def __init__(
-        self,
-        request: Request,
-        spec: ObjectTransferSpec,
-        context: ObjectTransferContext,
-        on_over: Callable[[bool], None],
-    ) -> None:
-        """Remember."""
-        self.request = request
-        self._spec = spec
-        self._context = context
-        self._on_over = on_over
-        self._code = str(content_of(request.parts).get("code", ""))
-        self._is_cancelled = False
+    request: Request
+    spec: ObjectTransferSpec
+    context: LocalCellContext
+    on_over: Callable[[bool], None]  # with whether all was well
+    _is_cancelled: bool = False
 
     def start(self) -> None:
-        """Say that it is at work, and work in a thread."""
-        self._publish("status", {"execution_state": "busy"})
-        typed = {"code": self._code, "execution_count": self._context.count()}
-        self._publish("execute_input", typed)
-        Thread(self._run, name="carrying").start()
+        """Say that it runs, and work in a thread."""
+        context = self.context
+        cell = AnsweredCell(context.replies, self.request, context.count())
+        cell.start()
+
+        def succeed(messages: list[IopubMessage]) -> None:
+            cell.finish(messages)
+            self.on_over(True)
+
+        def fail(error: RemoterError) -> None:
+            cell.fail(error)
+            self.on_over(False)
+
+        run_in_thread(context.reactor, "carrying", self._transfer, succeed, fail)
 
     def interrupt(self) -> None:
-        """Interrupt it: what is under way in a kernel, and what would come after."""
+        """Interrupt what runs in a kernel, and what would come after."""
         self._is_cancelled = True
-        self._context.internal_exec.interrupt()
-
-    # --- in the proxy's thread ---
-
-    def _publish(self, kind: str, content: dict[str, Any]) -> None:
-        self._context.replies.publish(kind, content, self.request.header)
-
-    def _finish(self, texts: list[tuple[str, str]], error: RemoterError | None = None) -> None:
-        for name, text in texts:
-            self._publish("stream", {"name": name, "text": text})
-        reply: dict[str, Any] = {"execution_count": self._context.count(), "payload": []}
-        if error:
-            trouble = error_content(type(error).__name__, str(error))
-            self._publish("error", trouble)
-            reply |= {"status": "error", **trouble}
-        else:
-            reply |= {"status": "ok", "user_expressions": {}}
-        self._context.replies.reply(self.request, reply, is_quiet=True)
-        self._publish("status", {"execution_state": "idle"})
-        self._on_over(error is None)
+        self.context.internal_exec.interrupt()
 
     # --- in a thread ---
 
-    def _run(self) -> None:
-        call = self._context.reactor.call_soon_threadsafe
+    def _transfer(self) -> list[IopubMessage]:
+        spec, context = self.spec, self.context
+        _check_spec(spec, context.language())
+        remote, names = context.dialer.remote.name, format_names(spec.names, "objects")
+        # Both are RUN: what packs and unpacks runs in a kernel of this machine.
+        pushes = f"sends {names} of a Python kernel here to {remote}"
+        pulls = f"puts {names} of {remote} into a Python kernel here"
+        sentence = pushes if spec.verb == "push" else pulls
+        access = AccessRequest(f"%remoter {spec.verb}", AccessKind.RUN, sentence)
+        # Before anything is looked at: without a yes not even the link matters.
+        context.permission.require(access, self.request)
+        address = context.dialer.session_info
+        # A link that has failed comes back only when a cell is sent: waiting would be in vain.
+        if address is None or context.link.state is LinkState.FAILED:
+            self._fail_link_down()
+        if context.link.state is not LinkState.UP:
+            self._wait_for_link()
         try:
-            texts = self._transfer()
-        except RemoterError as error:
-            call(partial(self._finish, [], error))
+            with (
+                tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
+                RemoteTempDir(
+                    self._current_login,
+                    address.session,
+                    self._check_cancelled,
+                    self._wait_for_link,
+                    context.leftover_folders,
+                ) as there,
+            ):
+                return self._carry(Path(here, "object"), there)
         except OSError as error:
             why = f"This side has no place for what is on its way: {error.strerror or error}."
             advice = f"Look at {tempfile.gettempdir()}, then try again."
-            call(partial(self._finish, [], NotCarried(why, advice)))
-        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
-            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
-            call(partial(self._finish, [], trouble))
-        else:
-            call(partial(self._finish, texts))
+            raise NotCarried(why, advice) from error
 
-    def _transfer(self) -> list[tuple[str, str]]:
-        wish, front = self._spec, self._context
-        is_push, is_r = wish.verb == "push", front.language() == "R"
-        _check_spec(wish, is_push=is_push, is_r=is_r, language=front.language())
-        remote = front.dialer.remote.name
-        what = format_names(wish.names, "objects")
-        sentence = (  # what packs and unpacks runs in the kernel of this side
-            f"sends {what} of a Python kernel here to {remote}"
-            if is_push
-            else f"puts {what} of {remote} into a Python kernel here"
-        )
-        wanted = AccessRequest(f"%remoter {wish.verb}", AccessKind.RUN, sentence)
-        front.permission.require(wanted, self.request)
-        address = front.dialer.session_info
-        if address is None or front.link.state is LinkState.FAILED:
-            self._fail_link_down()
-        if front.link.state is not LinkState.UP:
-            self._wait_for_link()
-        with (
-            tempfile.TemporaryDirectory(prefix="remoter-", ignore_cleanup_errors=True) as here,
-            RemoteTempDir(
-                self._current_login,
-                address.session,
-                self._check_cancelled,
-                self._wait_for_link,
-                front.leftover_folders,
-            ) as there,
-        ):
-            path = Path(here, "object")
-            if is_push:
-                packed = self._run_locally("pack", path, is_r=is_r)
-                self._check_size(_packed_size(packed))
-                there.upload(path)
-                unpacked = self._run_remotely("unpack", there, is_r=is_r)
-            else:
-                packed = self._run_remotely("pack", there, is_r=is_r)
-                self._check_size(_packed_size(packed))
-                there.download(path, _packed_size(packed))
-                unpacked = self._run_locally("unpack", path, is_r=is_r)
-        return self._summary(packed, unpacked, "there" if is_push else "here")
+    def _carry(self, path: Path, there: RemoteTempDir) -> list[IopubMessage]:
+        """Pack in one kernel, move the file (`path` here), unpack in the other one."""
+        locally, remotely = partial(self._run_locally, path), partial(self._run_remotely, there)
+        is_push = self.spec.verb == "push"
+        packed = (locally if is_push else remotely)("pack")
+        # What a kernel says of its file; how much is read is bounded by that.
+        size = _packed_size(packed)
+        self._check_size(size)
+        if is_push:
+            there.upload(path)
+        else:
+            there.download(path, size)
+        unpacked = (remotely if is_push else locally)("unpack")
+        where = "there" if is_push else "here"
+        lines = [
+            f"{name} is {where} now ({strip_controls(str(what))}).\n"
+            for name, what in zip(self.spec.targets, unpacked["objects"], strict=False)
+        ]
+        messages: list[IopubMessage] = [("stream", {"name": "stdout", "text": "".join(lines)})]
+        if packed.get("pickled"):
+            warning = PICKLE_WARNING.format(names=", ".join(self.spec.names))
+            messages.insert(0, ("stream", {"name": "stderr", "text": notice_text(warning)}))
+        return messages
 
     def _current_login(self) -> Login:
-        """Return the login of the moment."""
-        login = self._context.dialer.login
+        """Return the login of the moment: a cut ends one, and the link makes another."""
+        login = self.context.dialer.login
         if login is None:
             self._fail_link_down()
         return login
@@ -204,29 +162,17 @@ class ObjectTransferCell:
         """Wait until the link is there; it comes back by itself, or not at all."""
         limit = time.monotonic() + LINK_BACK_WITHIN
         pause = threading.Event()
-        pause.wait(POLL_EVERY)  # a cut is noticed here first, perhaps
-        while self._context.link.state is not LinkState.UP:
+        pause.wait(POLL_EVERY)  # the login may notice a cut before the link does
+        while self.context.link.state is not LinkState.UP:
             self._check_cancelled()
-            if self._context.link.state is LinkState.FAILED or time.monotonic() > limit:
+            if self.context.link.state is LinkState.FAILED or time.monotonic() > limit:
                 self._fail_link_down()
             pause.wait(POLL_EVERY)
 
     def _fail_link_down(self) -> NoReturn:
         advice = "%remoter status shows how it is; run a cell to try again."
-        remote = self._context.dialer.remote.name
+        remote = self.context.dialer.remote.name
         raise Unreachable("The link is down; nothing was carried.", advice, remote=remote)
-
-    def _summary(
-        self, packed: dict[str, Any], unpacked: dict[str, Any], where: str
-    ) -> list[tuple[str, str]]:
-        texts = []
-        if packed.get("pickled"):
-            texts.append(("stderr", PICKLE_WARNING.format(names=", ".join(self._spec.names))))
-        objects = zip(self._spec.targets, unpacked["objects"], strict=False)
-        lines = [
-            f"{name} is {where} now ({strip_controls(str(what))}).\n" for name, what in objects
-        ]
-        return [*texts, ("stdout", "".join(lines))]
 
     def _check_cancelled(self) -> None:
         if self._is_cancelled:
@@ -234,63 +180,63 @@ class ObjectTransferCell:
 
     def _check_size(self, size: int) -> None:
         """Ask about what is large; without somebody to ask, refuse it."""
-        if size <= ASK_ABOVE or self._spec.is_large:
+        if size <= ASK_ABOVE or self.spec.is_large:
             return
-        verb = f"%remoter {self._spec.verb}"
-        told = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
+        verb = f"%remoter {self.spec.verb}"
+        question = f"{OWN_TAG}{verb} is about to carry {format_size(size)}. Go on? yes or no:"
         try:
-            said = self._context.prompter.prompt_in(self.request, told).strip().lower()
+            answer = self.context.prompter.prompt_in(self.request, question).strip().lower()
         except RemoterError:
-            said = ""
-        if said not in {"yes", "y"}:
+            answer = ""
+        if answer not in {"yes", "y"}:
             limit = f"more than {format_size(ASK_ABOVE)} are asked about"
             raise NotCarried(f"{format_size(size)} were not carried: {limit}.", f"{verb} … --yes")
 
-    def _run_locally(self, do: str, path: Path, *, is_r: bool) -> dict[str, Any]:
+    def _run_locally(self, path: Path, do: str) -> dict[str, Any]:
+        # By a file, and not as output: that would go into the session's journal.
         answer = path.with_name("answer")
-        words = self._job(do, str(path), str(answer), is_r=is_r)
-        self._run_code(partial(self._context.internal_exec.run_locally, python_code(words)))
+        code = python_code(self._job(do, str(path), str(answer)))
+        self._run_code(partial(self.context.internal_exec.run_locally, code))
         return _parse_answer(answer.read_bytes(), "here")
 
-    def _run_remotely(self, do: str, there: RemoteTempDir, *, is_r: bool) -> dict[str, Any]:
-        words = self._job(do, f"{there.path}/object", f"{there.path}/answer", is_r=is_r)
-        code = r_code(words) if is_r else python_code(words)
-        self._run_code(partial(self._context.internal_exec.run_remotely, code))
-        return _parse_answer(there.read_answer_file(), f"on {self._context.dialer.remote.name}")
+    def _run_remotely(self, there: RemoteTempDir, do: str) -> dict[str, Any]:
+        job = self._job(do, f"{there.path}/object", f"{there.path}/answer")
+        code = r_code(job) if job["for_r"] else python_code(job)
+        self._run_code(partial(self.context.internal_exec.run_remotely, code))
+        return _parse_answer(there.read_answer_file(), f"on {self.context.dialer.remote.name}")
 
-    def _job(self, do: str, path: str, answer: str, *, is_r: bool) -> dict[str, Any]:
-        names = self._spec.names if do == "pack" else self._spec.targets
+    def _job(self, do: str, path: str, answer: str) -> dict[str, Any]:
+        names = self.spec.names if do == "pack" else self.spec.targets
         return {
             "do": do,
             "names": list(names),
             "path": path,
             "answer": answer,
-            "is_pickled": self._spec.is_pickled,
-            "for_r": is_r,
+            "is_pickled": self.spec.is_pickled,
+            "for_r": self.context.language() == "R",
         }
 
-    def _run_code(self, begin: Callable[[OnDone], None]) -> None:
-        """Have something done in a kernel, and wait for its end."""
+    def _run_code(self, start: Callable[[OnDone], None]) -> None:
+        """Have code run in a kernel, and wait for its end."""
         self._check_cancelled()
+        # The kernel's messages come in the proxy's thread, and this waits in another one.
         over: queue.SimpleQueue[RemoterError | None] = queue.SimpleQueue()
-        self._context.reactor.call_soon_threadsafe(partial(begin, over.put))
+        self.context.reactor.call_soon_threadsafe(partial(start, over.put))
         if error := over.get():
             raise error
 
 
-def _parse_answer(said: bytes, where: str) -> dict[str, Any]:
+def _parse_answer(answer: bytes, where: str) -> dict[str, Any]:
     """Return what a kernel did; what it refused is an error, and so is what makes no sense."""
     try:
-        words = json.loads(said) if len(said) <= LONGEST_ANSWER else None
+        words = json.loads(answer) if len(answer) <= LONGEST_ANSWER else None
     except (ValueError, RecursionError):
         words = None
     if not isinstance(words, dict) or not words.keys() & {"objects", "refused"}:
         raise NotCarried(f"The kernel {where} answered with nonsense; nothing was carried.")
     refused = words.get("refused")
     if refused:
-        sentence = strip_controls(str(refused)).rstrip(
-            "."
-        )  # also a kernel far away may say anything
+        sentence = strip_controls(str(refused)).rstrip(".")  # a kernel may write anything
         raise NotCarried(f"{sentence} ({where}); nothing was carried.")
     return words
 
@@ -303,12 +249,15 @@ def _packed_size(packed: dict[str, Any]) -> int:
     return int(size)
 
 
-def _check_spec(spec: ObjectTransferSpec, *, is_push: bool, is_r: bool, language: str) -> None:
+def _check_spec(spec: ObjectTransferSpec, language: str) -> None:
     """Refuse names that cannot be, and kernels that are not known."""
+    is_r = language == "R"
     if language not in {"python", "R"}:
         raise Usage(f"Objects are carried to and from Python and R, and not {language}.")
+    # Said before anything is packed.
     if is_r and spec.is_pickled:
         raise Usage("R reads no pickles; nothing was carried.")
+    is_push = spec.verb == "push"
     here, there = (spec.names, spec.targets) if is_push else (spec.targets, spec.names)
     for name in here:
         _check_python_name(name)

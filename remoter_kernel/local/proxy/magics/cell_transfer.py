@@ -1,4 +1,4 @@
-"""`%remoter put` and `%remoter get` in a cell: allowed, in their turn, shown as one bar."""
+"""`%remoter put` and `%remoter get` in a cell: allowed first, then carried, shown as one bar."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import secrets
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.errors import Usage
 from remoter_kernel.local.history.link_status import format_size
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.proxy.here.permission import (
@@ -23,6 +23,7 @@ from remoter_kernel.local.proxy.here.permission import (
     format_names,
     local_path,
 )
+from remoter_kernel.local.proxy.replies import AnsweredCell, run_in_thread
 from remoter_kernel.local.session.dialer import THIS_MACHINE
 from remoter_kernel.local.transfer.file_transfer import Transfer, TransferInterrupted
 from remoter_kernel.local.transfer.transfer_progress import (
@@ -35,13 +36,13 @@ from remoter_kernel.local.transfer.transfer_progress import (
     transfer_error,
     transfer_summary,
 )
-from remoter_kernel.protocol.threads import Thread
 from remoter_kernel.transfer.framed_stream import FileTrouble
 from remoter_kernel.transfer.plan import Plan, full_path, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from remoter_kernel.errors import RemoterError
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.login.login import Login
     from remoter_kernel.local.proxy.here.cell_queue import CellQueue
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.transfer.transfer_progress import TransferResult
     from remoter_kernel.protocol.reactor import Reactor
-    from remoter_kernel.protocol.requests import Request
 
 SHOW_EVERY = 0.25  # seconds
 FIRST_SHOWN_AFTER = 0.5  # seconds: what is over by then shows what came of it, and no bar
@@ -68,13 +68,14 @@ class TransferRequest(NamedTuple):
 
     @property
     def verb(self) -> str:
-        """What the cell says."""
+        """The magic in the cell."""
         return "%remoter put" if self.is_put else "%remoter get"
 
 
 def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     """Read what stands after the verb, as a shell would; `Usage` if that cannot be."""
     splitter = shlex.shlex(line, posix=True, punctuation_chars=False)
+    # Else `#`, and every sign that is no letter, would end a word: paths have all of them.
     splitter.whitespace_split, splitter.commenters = True, ""
     if os.name == "nt":
         splitter.escape = ""  # it separates folders there
@@ -86,6 +87,7 @@ def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     is_dry = False
     names: list[str] = []
     for place, word in enumerate(words):
+        # As in a shell: what follows may begin with dashes.
         if word == "--":
             names += words[place + 1 :]
             break
@@ -102,50 +104,51 @@ def parse_transfer_request(verb: str, line: str) -> TransferRequest:
     return TransferRequest(verb == "put", tuple(names[:-1]), names[-1], is_dry)
 
 
-class CellContext(Protocol):
-    """The cell in which it is asked for."""
+@dataclass
+class TransferDisplay:
+    """The bar of one transfer: one display of its cell, of which each state replaces the last."""
 
-    def publish(self, kind: str, content: dict[str, Any]) -> None:
-        """Say something in it."""
+    cell: AnsweredCell
+    shown: TransferProgress | None = None  # as it was shown last
+    # Clients find the display by this, among those of all cells.
+    _id: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def finish(self, error: RemoterError | None = None) -> None:
-        """Say how it ended."""
+    def show(self, progress: TransferProgress) -> None:
+        """Show how far it is."""
+        kind = "update_display_data" if self.shown else "display_data"
+        self.shown = progress
+        data = {"text/plain": progress_line(progress), "text/html": progress_html(progress)}
+        transient = {"display_id": self._id}
+        self.cell.publish(kind, {"data": data, "metadata": {}, "transient": transient})
 
 
+@dataclass
 class CellTransfer:
-    """One order at work, in a thread; what is said goes through the front's own."""
+    """A cell that carries files, when it is its turn (see `cell_queue.LocalQueuedCell`)."""
 
-    def __init__(
-        self,
-        request: TransferRequest,
-        cell: CellContext,
-        route: Request,
-        *,
-        reactor: Reactor,
-        dialer: SessionDialer,
-        permission: Permission,
-        on_end: Callable[[RemoterError | None], None],
-    ) -> None:
-        """Remember; `on_end` hears in the front's thread what it ended with."""
-        self._request = request
-        self._cell = cell
-        self._route = route
-        self._reactor = reactor
-        self._dialer = dialer
-        self._permission = permission
-        self._on_finish = on_end
-        self._display = secrets.token_hex(8)
-        self._shown_progress: TransferProgress | None = None  # as it was shown last
-        self._began = self._shown_at = time.monotonic()
-        self._transfer: Transfer | None = None
-        self._login: KeeperLogin | None = None
-        self._is_stopped = False
+    spec: TransferRequest
+    cell: AnsweredCell
+    reactor: Reactor
+    dialer: SessionDialer
+    permission: Permission
+    cell_queue: CellQueue
+    _is_stopped: bool = False
+    _transfer: Transfer | None = None
+    _login: KeeperLogin | None = None
+
+    def __post_init__(self) -> None:
+        self.request = self.cell.request
+        self._display = TransferDisplay(self.cell)
+        self._shown_at = time.monotonic()  # when the bar was asked for last
 
     def start(self) -> None:
-        """Begin; return at once."""
-        Thread(self._run, name="errand").start()
+        """Say that it runs, and work in a thread."""
+        self.cell.start()
+        # From now on, and not since it was queued: it may have waited for long.
+        self._shown_at = time.monotonic() + FIRST_SHOWN_AFTER - SHOW_EVERY
+        run_in_thread(self.reactor, "file transfer", self._run_transfer, self._finish, self._finish)
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
         """Let it end soon."""
         self._is_stopped = True
         if self._transfer:
@@ -155,128 +158,112 @@ class CellTransfer:
 
     # --- in its own thread ---
 
-    def _run(self) -> None:
-        error: RemoterError | None = None
-        try:
-            error = self._run_transfer()
-        except RemoterError as trouble:
-            error = trouble
-        except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
-            error = RemoterError(f"That failed unexpectedly: {type(bug).__name__}: {bug}")
-        if self._is_stopped and not isinstance(error, TransferInterrupted):
-            error = TransferInterrupted()
-        self._reactor.call_soon_threadsafe(partial(self._finish, error))
-
     def _run_transfer(self) -> RemoterError | None:
-        request, dialer = self._request, self._dialer
-        remote = dialer.find_remote()
-        here = Path.cwd()
+        remote = self.dialer.find_remote()
         spec = TransferSpec(
-            is_put=request.is_put,
-            sources=request.sources,
-            to=request.to,
-            here=here,
-            there=dialer.remote_cwd(remote),
-            is_dry=request.is_dry,
+            is_put=self.spec.is_put,
+            sources=self.spec.sources,
+            to=self.spec.to,
+            here=Path.cwd(),
+            there=self.dialer.remote_cwd(remote),
+            is_dry=self.spec.is_dry,
         )
-        self._permission.check_rule(request.verb)
+        # Before the plan: where the answer is no, nobody looks at any file.
+        self.permission.check_rule(self.spec.verb)
         self._transfer = self._permitted_transfer(spec, remote)
-        if self._is_stopped:
+        if self._is_stopped:  # while a person was asked
             self._transfer.stop()
         result = self._transfer.run()
-        self._reactor.call_soon_threadsafe(partial(self._report, spec, remote.name, result))
+        self.reactor.call_soon_threadsafe(partial(self._report, spec, remote.name, result))
         return first_error(result.troubles)
 
     def _permitted_transfer(self, spec: TransferSpec, remote: Remote) -> Transfer:
         """Return what is to be done, once it may be; exactly that is done which was asked about."""
         if spec.is_put:
-            plan = self._plan(spec, remote)
+            try:  # with all links and patterns resolved
+                plan = make_plan(spec.sources, str(spec.here))
+            except FileTrouble as error:
+                raise transfer_error(error, spec, remote.name) from None
             wanted = AccessRequest(
-                self._request.verb, AccessKind.READ, _describe_put(plan, remote), _places_read(plan)
+                self.spec.verb, AccessKind.READ, _describe_put(plan, remote), _places_read(plan)
             )
-            self._permission.require(wanted, self._route)
+            self.permission.require(wanted, self.request)
             return Transfer(spec, remote, self._log_in, self._on_progress, plan=plan)
         place = _place_written(spec)
         names = format_names(list(map(escape_name, spec.sources)), "sources")
         what = f"fetches {names} from {remote.name} into {place.path}"
         places = () if spec.is_dry else (place,)
-        wanted = AccessRequest(self._request.verb, AccessKind.WRITE, what, places)
-        self._permission.require(wanted, self._route)
+        wanted = AccessRequest(self.spec.verb, AccessKind.WRITE, what, places)
+        self.permission.require(wanted, self.request)
         _raise_if_moved(place)
+        # The place that was asked about, with its links resolved: one that is put there meanwhile
+        # must not lead elsewhere.
         real = str(place.path)
         to = real.rstrip(os.sep) + os.sep if place.is_folder else real
         return Transfer(replace(spec, to=to), remote, self._log_in, self._on_progress)
 
-    @staticmethod
-    def _plan(spec: TransferSpec, remote: Remote) -> Plan:
-        """Find what is to be sent, with all links and patterns resolved."""
-        try:
-            return make_plan(spec.sources, str(spec.here))
-        except FileTrouble as trouble:
-            raise transfer_error(trouble, spec, remote.name) from None
-
     @contextlib.contextmanager
     def _log_in(self, in_doubt: bool) -> Iterator[Login]:  # noqa: FBT001 - as it is called
-        dialer = self._dialer
+        dialer = self.dialer
         remote = dialer.find_remote()
         login: Login
-        if remote is THIS_MACHINE:  # its host is the front's own, and has no keeper
+        if remote is THIS_MACHINE:  # its host is this process's own, and has no keeper
             login = dialer.another_local_login()
         else:
-            questions = dialer.prompter if dialer.can_prompt() else None
-            login = log_in_by_keeper(remote, questions, on_try=self._on_login, in_doubt=in_doubt)
+            prompter = dialer.prompter if dialer.can_prompt() else None
+            login = log_in_by_keeper(remote, prompter, on_try=self._on_login, in_doubt=in_doubt)
+        # Of its own, and not the link's: so much data would hold up what cells print.
         with contextlib.closing(login):
             yield login
 
     def _on_login(self, login: KeeperLogin) -> None:
-        """Know a login that has only begun: it may have to be given up."""
+        """Keep a login that has only begun: an interrupt ends it."""
         self._login = login
         if self._is_stopped:
             login.abort()
 
     def _on_progress(self, progress: TransferProgress) -> None:
         now = time.monotonic()
-        if now - self._began < FIRST_SHOWN_AFTER and not progress.note:
-            return
-        if now - self._shown_at >= SHOW_EVERY or progress.note:
+        if now - self._shown_at >= SHOW_EVERY or progress.note:  # a note is not to be missed
             self._shown_at = now
-            self._reactor.call_soon_threadsafe(partial(self._show_progress, replace(progress)))
+            # A copy: the transfer goes on writing into its own.
+            self.reactor.call_soon_threadsafe(partial(self._display.show, replace(progress)))
 
-    # --- in the front's thread ---
-
-    def _show_progress(self, progress: TransferProgress) -> None:
-        """Show how far it is, in place of what was shown before."""
-        kind = "update_display_data" if self._shown_progress else "display_data"
-        self._shown_progress = progress
-        data = {"text/plain": progress_line(progress), "text/html": progress_html(progress)}
-        words = {"data": data, "metadata": {}, "transient": {"display_id": self._display}}
-        self._cell.publish(kind, words)
+    # --- in the proxy's thread ---
 
     def _report(self, spec: TransferSpec, remote: str, result: TransferResult) -> None:
-        """Say what came of it."""
+        """Show what came of it."""
+        # Of a dry run these are all that there is to show.
         lines = list(result.dry_run)
         if result.has_arrived:
-            if self._shown_progress and not result.troubles:
-                self._show_progress(self._shown_progress.completed())
+            if self._display.shown and not result.troubles:
+                self._display.show(self._display.shown.completed())
             # As text: a console shows the first of a display's states, and no other.
             lines.append(transfer_summary(spec, remote, result))
         self._write_lines("stdout", lines)
         self._write_lines("stderr", [f"Left out: {line}" for line in result.left_out])
-        self._write_lines("stderr", [str(trouble) for trouble in result.troubles[1:]])
+        # The first one is the error with which the cell ends.
+        self._write_lines("stderr", [str(error) for error in result.troubles[1:]])
 
     def _write_lines(self, name: str, lines: list[str]) -> None:
         if lines:
             more = len(lines) - MOST_LINES
             shown = lines[:MOST_LINES] + ([f"… and {more} more"] if more > 0 else [])
-            text = "".join(f"{line}\n" for line in shown)
-            self._cell.publish("stream", {"name": name, "text": text})
+            self.cell.write("".join(f"{line}\n" for line in shown), name)
 
     def _finish(self, error: RemoterError | None) -> None:
-        if error and self._shown_progress:  # how far it has come stays to be seen, and no time left
-            note = "interrupted" if isinstance(error, TransferInterrupted) else "not all of it"
-            self._show_progress(replace(self._shown_progress, note=note))
-        self._cell.finish(error)
-        self._on_finish(error)
+        if self._is_stopped:  # whatever else went wrong then is of no interest
+            error = error if isinstance(error, TransferInterrupted) else TransferInterrupted()
+        if error is None:
+            self.cell.finish()
+        else:
+            shown = self._display.shown
+            if shown:  # how far it has come stays to be seen, and no time left
+                is_interrupted = isinstance(error, TransferInterrupted)
+                note = "interrupted" if is_interrupted else "not all of it"
+                self._display.show(replace(shown, note=note))
+            self.cell.fail(error)
+        self.cell_queue.on_local_over(is_well=error is None)
 
 
 def _describe_put(plan: Plan, remote: Remote) -> str:
@@ -309,32 +296,3 @@ def _raise_if_moved(place: LocalPath) -> None:
         raise NotAllowed(
             f"{escape_name(str(place.path))} leads elsewhere by now; nothing was done."
         )
-
-
-class QueuedTransfer:
-    """A cell that carries files, when it is its turn (see `cell_queue.LocalQueuedCell`)."""
-
-    def __init__(
-        self,
-        route: Request,
-        say_begin: Callable[[], None],
-        spec: Callable[..., CellTransfer],
-        turns: CellQueue,
-    ) -> None:
-        """Remember; `spec` makes what is to be done, and wants to know whom to tell its end."""
-        self.request = route
-        self._on_begin = say_begin
-        self._transfer = spec(on_end=self._end)
-        self._turns = turns
-
-    def start(self) -> None:
-        """Carry them."""
-        self._on_begin()
-        self._transfer.start()
-
-    def interrupt(self) -> None:
-        """End soon."""
-        self._transfer.stop()
-
-    def _end(self, error: RemoterError | None) -> None:
-        self._turns.on_local_over(is_well=error is None)

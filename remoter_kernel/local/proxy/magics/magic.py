@@ -1,7 +1,7 @@
-"""What a cell can ask of this side: `%remoter VERB`, for a kernel of any language.
+"""Cells with `%remoter VERB`, for a kernel of any language.
 
-Answered at once, whatever the kernel or the link is doing. What must be asked of the far
-side is asked over the login, in a thread.
+Answered at once, whatever the kernel or the link is doing. What only the session knows is asked
+over the login, in a thread.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,11 +28,9 @@ from remoter_kernel.local.history.remote_query import (
 )
 from remoter_kernel.local.history.transcript import SessionLogFormatter
 from remoter_kernel.local.launch.launcher import query_remote
-from remoter_kernel.local.proxy.canned_replies import error_content
 from remoter_kernel.local.proxy.magics.cell_timer import CellTimer
 from remoter_kernel.local.proxy.magics.cell_transfer import (
     CellTransfer,
-    QueuedTransfer,
     TransferRequest,
     parse_transfer_request,
 )
@@ -41,22 +38,23 @@ from remoter_kernel.local.proxy.magics.help import (
     HELP,
     summary_text,
     unknown_verb_error,
-    usage_of,
     verb_text,
 )
+from remoter_kernel.local.proxy.replies import AnsweredCell, IopubMessage, run_in_thread
 from remoter_kernel.local.session import undelivered_commands
 from remoter_kernel.local.session.link import LinkState
 from remoter_kernel.protocol.frames import Channel, to_json
 from remoter_kernel.protocol.messages import METADATA, ODD, PARENT, header_of
 from remoter_kernel.protocol.output_backlog import HELD_BACK
-from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from remoter_kernel.local.launch.launcher import SessionInfo
+    from remoter_kernel.local.login.login import Login
     from remoter_kernel.local.proxy.here.cell_queue import CellQueue
     from remoter_kernel.local.proxy.here.permission import Permission
-    from remoter_kernel.local.proxy.replies import Publish
+    from remoter_kernel.local.proxy.replies import ReplySender
     from remoter_kernel.local.proxy.shutdown import ShutdownPolicy
     from remoter_kernel.local.session.dialer import SessionDialer
     from remoter_kernel.local.session.link import Link
@@ -68,19 +66,14 @@ HELD_BACK_MARK = HELD_BACK.encode()
 MOST_TEXT = 2 * 1024 * 1024  # characters in one cell: Jupyter's server drops what is more
 # What ends a kernel when it is typed at a console; where the session stays, it only leaves.
 EXIT_COMMANDS = frozenset({"exit", "quit", "exit()", "quit()", "q()"})
+# From the first column of the first line: anywhere else it may be part of a text or a comment.
 _FIRST_LINE = re.compile(r"%remoter(?:[ \t]+(.*))?$")
 REQUESTS_OPTION = "--requests"
-TRANSFERS = ("put", "get")  # files; they take their turn among the kernel's cells
-
-Header = dict[str, Any]
-IopubMessage = tuple[str, dict[str, Any]]  # kind and content of a message on iopub
-FinishCell = Callable[
-    [dict[str, Any], dict[str, Any] | None], None
-]  # says the error, and the reply
+TRANSFERS = ("put", "get")  # files; they wait for the kernel's cells before them
 
 
 class ParsedMagic(NamedTuple):
-    """What the first line of a cell asks for."""
+    """The first line of a cell, if it is a `%remoter` one."""
 
     verb: str
     arguments: tuple[str, ...] = ()
@@ -88,91 +81,82 @@ class ParsedMagic(NamedTuple):
 
 
 def parse_magic(code: str) -> ParsedMagic | None:
-    """Read what a cell asks of this side; None: nothing. `Usage` if that cannot be."""
+    """Read the first line of a cell; None: it is for the kernel. `Usage` if it cannot be run."""
     first, _, rest = code.partition("\n")
     found = _FIRST_LINE.match(first.rstrip())
     if found is None:
         return None
-    said = (found[1] or "").strip() or "help"
-    verb, *words = said.split()
+    line = (found[1] or "").strip() or "help"
+    verb, *words = line.split()
     if verb not in HELP:
-        raise unknown_verb_error(verb, HELP)
-    if verb not in TRANSFERS and len(words) > len(usage_of(verb).kinds):
+        raise unknown_verb_error(verb)
+    # A transfer may have any number of paths, and words in quotes: it is split as a shell would.
+    if verb not in TRANSFERS and len(words) > len(HELP[verb].kinds):
         raise Usage(f"%remoter {verb} takes no further words.", f"See %remoter help {verb}.")
     if verb == "status" and words not in ([], [REQUESTS_OPTION]):
         raise Usage(f"%remoter status takes no further words but {REQUESTS_OPTION}.")
+    # What stands below would not be run by anybody: that must not happen in silence.
     if rest.strip():
         raise Usage(f"%remoter {verb} stands alone in its cell; nothing was run.")
     if verb in TRANSFERS:
-        return ParsedMagic(verb, transfer=parse_transfer_request(verb, said.removeprefix(verb)))
+        return ParsedMagic(verb, transfer=parse_transfer_request(verb, line.removeprefix(verb)))
     return ParsedMagic(verb, tuple(words))
 
 
 @dataclass
-class MagicContext:
-    """What of the front the verbs need."""
+class Magics:
+    """Answers cells with `%remoter`."""
 
     reactor: Reactor
     link: Link
     dialer: SessionDialer
-    publish: Callable[[str, dict[str, Any], Header], None]
-    open_requests: Callable[[], list[dict[str, Any]]]  # described, as `Requests.rows` does
+    replies: ReplySender
+    open_requests: Callable[[], list[dict[str, Any]]]  # as `Requests.describe` has them
     cell_queue: CellQueue
     permission: Permission
     shutdown: ShutdownPolicy
+    last_reply: bytes = b"{}"  # content of the remote kernel's last reply to a cell
+    is_encrypted: bool | None = None  # are the kernel's sockets, there? None: not known
+    _held_back: list[str] = field(default_factory=list)  # requests whose text did not come in full
 
-
-class Magics:
-    """Answers cells that ask something of this side."""
-
-    def __init__(self, context: MagicContext) -> None:
-        """Remember."""
-        self._context = context
-        self.last_reply = b"{}"  # of the kernel, to a cell
-        self.is_encrypted: bool | None = None  # is the kernel, there? None: not known
-        traffic = lambda: (context.link.sent, context.link.received)  # noqa: E731 - one use
-        self.timer = CellTimer(context.publish, traffic)
-        self._held_back: list[str] = []  # the requests whose text was not given to us in full
+    def __post_init__(self) -> None:
+        self.timer = CellTimer(self.replies, lambda: (self.link.sent, self.link.received))
 
     def on_output(self, parts: Sequence[Bytes]) -> None:
-        """Look at an output: was text of its cell held back? Is the cell over?"""
+        """Note if text of an output was held back; let the timer see it."""
+        # Most outputs have empty metadata: of those no more than its length is looked at.
         if len(parts[METADATA]) > len(b"{}") and HELD_BACK_MARK in bytes(parts[METADATA]):
             with contextlib.suppress(*ODD):
                 self._held_back.append(str(header_of(parts[PARENT]).get("msg_id", "")))
-        self.timer.on_output(parts)
+        if self.timer.is_on:  # asked here, as there are many outputs
+            self.timer.on_output(parts)
 
-    def handle(
-        self,
-        request: Request,
-        content: dict[str, Any],
-        finish: FinishCell,
-    ) -> bool:
-        """Answer a cell if it asks something of this side; return whether it does.
-
-        `finish(reply, error)` says the error, if there is one, and the reply.
-        """
-        code, header = str(content.get("code", "")), request.header
-        if code.strip() in EXIT_COMMANDS and self._context.shutdown.keeps_session:
-            cell = MagicCell(self._context.publish, header, self.execution_count(), finish)
-            cell.start(code)
+    def handle(self, request: Request) -> bool:
+        """Answer a cell if it is one of these; return whether it is."""
+        # The count is that of the kernel's last cell: this one is none of its cells.
+        code = str(request.content.get("code", ""))
+        cell = AnsweredCell(self.replies, request, self.execution_count())
+        if code.strip() in EXIT_COMMANDS and self.shutdown.keeps_session:
+            cell.start()
+            # Not True: then the console would leave its kernel, this process, running.
             cell.finish(payload=[{"source": "ask_exit", "keepkernel": False}])
             return True
         try:
-            asked: ParsedMagic | Usage | None = parse_magic(code)
+            magic = parse_magic(code)
         except Usage as error:
-            asked = error
-        if asked is None:
-            return False
-        cell = MagicCell(self._context.publish, header, self.execution_count(), finish)
-        if isinstance(asked, ParsedMagic) and asked.transfer:
-            self._queue_transfer(cell, request, code, asked.transfer)
+            cell.start()
+            cell.fail(error)
             return True
-        cell.start(code)
-        if isinstance(asked, Usage):
-            cell.finish(asked)
-        else:
-            self._run_verb(cell, asked)
-        return True
+        if magic is not None and magic.transfer:
+            # It says busy only when it starts: until then it waits, as cells behind others do.
+            transfer = CellTransfer(
+                magic.transfer, cell, self.reactor, self.dialer, self.permission, self.cell_queue
+            )
+            self.cell_queue.enqueue_local(transfer)
+        elif magic is not None:
+            cell.start()
+            self._run_verb(cell, magic)
+        return magic is not None
 
     def execution_count(self) -> int:
         """Return the number of the last cell; 1 before any, for at 0 JupyterLab's star stays."""
@@ -180,55 +164,41 @@ class Magics:
             return max(1, int(json.loads(self.last_reply)["execution_count"]))
         return 1
 
-    def _queue_transfer(
-        self, cell: MagicCell, request: Request, code: str, order: TransferRequest
-    ) -> None:
-        """Carry files when it is this cell's turn."""
-        context, begin = self._context, partial(cell.start, code)
-        errand = partial(
-            CellTransfer,
-            order,
-            cell,
-            request,
-            reactor=context.reactor,
-            dialer=context.dialer,
-            permission=context.permission,
-        )
-        context.cell_queue.enqueue_local(QueuedTransfer(request, begin, errand, context.cell_queue))
-
-    def _run_verb(self, cell: MagicCell, asked: ParsedMagic) -> None:
-        look: Callable[[], Iterator[IopubMessage]] | None = None
-        if asked.arguments == (REQUESTS_OPTION,) and asked.verb == "status":
-            rows = [row for row in self._context.open_requests() if row["id"] != cell.request_id]
-            look = partial(self._open_requests, rows)
-        elif asked.verb in {"log", "outputs"}:
-            look = partial(self._log if asked.verb == "log" else self._outputs, *asked.arguments)
-        if look is not None:
-            Thread(self._run_in_thread, args=(cell, look), name="inquiry").start()
+    def _run_verb(self, cell: AnsweredCell, magic: ParsedMagic) -> None:
+        is_about_requests = magic == ParsedMagic("status", (REQUESTS_OPTION,))
+        if magic.verb in {"log", "outputs"} or is_about_requests:
+            # Described now, in the proxy's thread: the table may not be read in another one.
+            rows = [row for row in self.open_requests() if row["id"] != cell.request.id]
+            queries: dict[str, Callable[..., Iterator[IopubMessage]]] = {
+                "log": self._log,
+                "outputs": self._outputs,
+                "status": partial(self._open_requests, rows),
+            }
+            # `list` is where the journal is read, piece after piece.
+            query = partial(queries[magic.verb], *magic.arguments)
+            run_in_thread(self.reactor, "inquiry", lambda: list(query()), cell.finish, cell.fail)
             return
-        say: dict[str, Callable[..., str]] = {
+        verbs: dict[str, Callable[..., str]] = {
             "status": self._status,
             "keep": self._keep,
             "stop": self._stop,
             "timer": self._toggle_timer,
-            "help": _help_text,
+            "help": lambda verb="": verb_text(verb) if verb else summary_text(),
         }
         try:
-            text = say[asked.verb](*asked.arguments)
+            cell.write(verbs[magic.verb](*magic.arguments))
         except RemoterError as error:
-            cell.finish(error)
+            cell.fail(error)
         else:
-            cell.publish("stream", {"name": "stdout", "text": text})
             cell.finish()
 
-    # What this side knows or does ------------------------------------------------------
+    # What this process knows or does ---------------------------------------------------
 
     def _status(self) -> str:
-        link, dialer = self._context.link, self._context.dialer
+        link, dialer = self.link, self.dialer
         login, address = dialer.login, dialer.session_info
-        round_trip = link.round_trip
-        if round_trip is None and login is not None and login.round_trip:
-            round_trip = login.round_trip
+        # The link has none before its first ping; the login has measured its own.
+        round_trip = link.round_trip or (login.round_trip if login else None)
         return format_status(
             LinkStatus(
                 state=link.state.value,
@@ -236,6 +206,7 @@ class Magics:
                 next_try=link.next_try,
                 last_error=_last_error(link),
                 losses=link.losses,
+                # Of a link that is down it is the last one that was measured.
                 round_trip=round_trip if link.state is LinkState.UP else None,
                 queue=link.unacknowledged,
                 remote=dialer.remote.name,
@@ -248,27 +219,30 @@ class Magics:
                 host_key=login.host_key if login else "",
                 sent=link.sent,
                 received=link.received,
-                keeps_session=self._context.shutdown.keeps_session,
+                keeps_session=self.shutdown.keeps_session,
                 is_encrypted=self.is_encrypted,
             )
         )
 
     def _keep(self) -> str:
-        self._context.shutdown.keep_session()
+        self.shutdown.keep_session()
+        # The session must know it, too: another proxy may be the one that ends.
         self._send_command("keep")
         return f"{self._session_label()} stays when this kernel is shut down.\n"
 
     def _stop(self) -> str:
         session = self._session_label()
-        if not self._context.link.ever_connected:
+        # A command for a session that does not exist would stop the one that is made next.
+        if not self.link.ever_connected:
             raise NoSuchSession("There is no session yet, so there is nothing to stop.")
         self._send_command("stop")
-        if self._context.link.state is LinkState.UP:
+        if self.link.state is LinkState.UP:
             return f"{session} ends now. Restart the kernel to begin a fresh one.\n"
-        address = self._context.dialer.session_info
+        address = self.dialer.session_info
+        # This process may end before the link is back: then the next login delivers it.
         undelivered_commands.save_command(
-            self._context.dialer.remote.name,
-            self._context.dialer.session_request.kernel_id,
+            self.dialer.remote.name,
+            self.dialer.session_request.kernel_id,
             address.session if address else "",
             "stop",
         )
@@ -281,90 +255,83 @@ class Magics:
             self.timer.enable(on=word == "on")
         return f"The timer is {'on' if self.timer.is_on else 'off'}.\n"
 
-    def _send_command(self, order: str) -> None:
-        self._context.link.send(Channel.COMMAND, [to_json({"order": order})])
+    def _send_command(self, command: str) -> None:
+        self.link.send(Channel.COMMAND, [to_json({"order": command})])
 
     def _session_label(self) -> str:
-        address = self._context.dialer.session_info
+        address = self.dialer.session_info
         return f"Session {address.session}" if address else "The session"
 
-    # What the far side knows: in a thread ----------------------------------------------
+    # What the session knows: over the login, in a thread -------------------------------
 
-    def _run_in_thread(self, cell: MagicCell, look: Callable[[], Iterator[IopubMessage]]) -> None:
-        call = self._context.reactor.call_soon_threadsafe
-        try:
-            found = list(look())
-        except RemoterError as error:
-            call(partial(cell.finish, error))
-        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
-            trouble = RemoterError(f"That failed unexpectedly: {type(error).__name__}: {error}")
-            call(partial(cell.finish, trouble))
-        else:
-            call(partial(cell.publish_all, found))
+    def _login_and_session(self) -> tuple[Login, SessionInfo] | None:
+        """Return both while the link is up; a login that is there may be about to end else."""
+        login, address = self.dialer.login, self.dialer.session_info
+        if login is None or address is None or self.link.state is not LinkState.UP:
+            return None
+        return login, address
 
     def _read_journal(self, only: str, session: str = "") -> JournalReader:
         """Read the journal of this session, or of another one there."""
-        dialer = self._context.dialer
-        login, address = dialer.login, dialer.session_info
-        if login is None or address is None or self._context.link.state is not LinkState.UP:
+        reach, remote = self._login_and_session(), self.dialer.remote
+        if reach is None:
             raise Unreachable(
                 "The link is down, and only the far side knows.",
                 "%remoter status shows when it is tried again.",
-                remote=dialer.remote.name,
+                remote=remote.name,
             )
-        ask = partial(query_remote, login, dialer.remote)
-        name = resolve_session_id(session, ask, dialer.remote.name) if session else address.session
+        login, address = reach
+        # A query reads the session's files in a process of its own: a kernel may hang meanwhile.
+        ask = partial(query_remote, login, remote)
+        name = resolve_session_id(session, ask, remote.name) if session else address.session
         return JournalReader(ask, name, only, cells=self._held_back, most=MOST_IN_MEMORY)
 
     def _log(self, session: str = "") -> Iterator[IopubMessage]:
-        reading = self._read_journal("events", session)
-        chronicle = SessionLogFormatter()
-        lines = [line for line in map(chronicle.line_of, reading) if line]
-        about = reading.answer["session"]
-        text = "".join(f"{line}\n" for line in [chronicle.first_line(about), *lines])
+        records = self._read_journal("events", session)
+        formatter = SessionLogFormatter()
+        lines = [line for line in map(formatter.line_of, records) if line]
+        first = formatter.first_line(records.answer["session"])
+        text = "".join(f"{line}\n" for line in [first, *lines])
+        # The end of it: what happened last is what is asked about.
         yield "stream", {"name": "stdout", "text": text[-MOST_TEXT:]}
 
     def _outputs(self, session: str = "") -> Iterator[IopubMessage]:
-        reading = self._read_journal("" if session else "missed", session)
-        story = ExecutionHistory()
-        for said in reading:
-            story.add_record(said)
+        history = ExecutionHistory()
+        for record in self._read_journal("" if session else "missed", session):
+            history.add_record(record)
+        address = self.dialer.session_info
+        this_session = address.session if address else ""
+        # What does not fit is counted, and the command that shows it named.
         left = MOST_TEXT
-        for run in story.executions.values():
+        for run in history.executions.values():
             first, *rest = run.source.strip().split("\n")
             count = " " if run.count is None else run.count
             head = f"In [{count}]: {first}{' …' if rest else ''}\n"
             yield "stream", {"name": "stdout", "text": head}
             for output in run.outputs:
-                shown = _as_message(output, max(left, 0), session or self._session_id())
+                shown = _as_message(output, max(left, 0), session or this_session)
                 left -= len(str(shown[1].get("text", "")))
                 yield shown
-        if not story.executions:
-            text = (
-                "Nothing was run there.\n" if session else "No output of this session was missed.\n"
-            )
-            yield "stream", {"name": "stdout", "text": text}
+        if not history.executions:
+            none = "Nothing was run there." if session else "No output of this session was missed."
+            yield "stream", {"name": "stdout", "text": f"{none}\n"}
 
-    def _open_requests(self, rows: list[dict[str, Any]]) -> Iterator[IopubMessage]:
-        """Tell which requests are open here (`rows`) and, where it can be asked, there."""
-        dialer = self._context.dialer
+    def _open_requests(self, rows: list[dict[str, Any]], _option: str) -> Iterator[IopubMessage]:
+        """Show which requests are open here (`rows`) and, where that can be asked, there."""
         text = format_requests(rows, "Here")
-        login, address = dialer.login, dialer.session_info
-        if login is None or address is None or self._context.link.state is not LinkState.UP:
+        reach = self._login_and_session()
+        if reach is None:
             text += "There: not known, as the link is down\n"
         else:
-            words = {"verb": "requests", "session": address.session}
-            answer, _ = query_remote(login, dialer.remote, words)
+            login, address = reach
+            fields = {"verb": "requests", "session": address.session}
+            answer, _ = query_remote(login, self.dialer.remote, fields)
             text += format_requests(answer.get("requests"), f"In session {address.session}")
         yield "stream", {"name": "stdout", "text": text}
 
-    def _session_id(self) -> str:
-        address = self._context.dialer.session_info
-        return address.session if address else ""
-
 
 def _as_message(output: dict[str, Any], room: int, session: str) -> IopubMessage:
-    """Return an output as a message that any client shows."""
+    """Return an output as a message that any client shows; `room`: characters of its text."""
     kind = output["output_type"]
     if kind in {"display_data", "execute_result"}:
         content = {"data": output["data"], "metadata": output["metadata"], "transient": {}}
@@ -378,51 +345,9 @@ def _as_message(output: dict[str, Any], room: int, session: str) -> IopubMessage
     return "stream", {"name": output["name"], "text": text}
 
 
-def _help_text(verb: str = "") -> str:
-    return verb_text(verb, HELP) if verb else summary_text(HELP)
-
-
 def _last_error(link: Link) -> str:
     """Say what went wrong last; a login that failed is no news once another one has worked."""
     error = link.error
+    # A cut stays to be seen when the link is up again: it says why there was one.
     is_past = link.state is LinkState.UP and error is not None and not error.worth_retrying
     return "" if error is None or is_past else str(error)
-
-
-# A cell that this side answers: how it begins, what it shows, how it ends.
-class MagicCell:
-    """A cell with `%remoter`."""
-
-    def __init__(self, publish: Publish, header: Header, count: int, finish: FinishCell) -> None:
-        self.request_id = str(header.get("msg_id", ""))
-        self._publish_for = publish
-        self._header = header
-        self._count = count
-        self._finish_cell = finish
-
-    def start(self, code: str) -> None:
-        """Say that it runs."""
-        self.publish("status", {"execution_state": "busy"})
-        self.publish("execute_input", {"code": code, "execution_count": self._count})
-
-    def publish(self, kind: str, content: dict[str, Any]) -> None:
-        """Say something in it."""
-        self._publish_for(kind, content, self._header)
-
-    def publish_all(self, found: list[IopubMessage]) -> None:
-        """Say all that was found, and end it."""
-        for kind, content in found:
-            self.publish(kind, content)
-        self.finish()
-
-    def finish(
-        self, error: RemoterError | None = None, payload: Sequence[dict[str, Any]] = ()
-    ) -> None:
-        """Say how it ended; `payload`: what the client should do."""
-        reply: dict[str, Any] = {"execution_count": self._count, "payload": list(payload)}
-        trouble = error_content(error.name or type(error).__name__, str(error)) if error else None
-        if trouble:
-            self._finish_cell({"status": "error", **reply, **trouble}, trouble)
-        else:
-            self._finish_cell({"status": "ok", "user_expressions": {}, **reply}, None)
-        self.publish("status", {"execution_state": "idle"})
