@@ -58,8 +58,7 @@ class PrivateListener:
 
     def __init__(self, kind: str, backlog: int) -> None:
         """Listen; `kind` begins the name of the socket's file."""
-        self.address = ""
-        """Where to connect to, as ZeroMQ writes it."""
+        self.address = ""  # where to connect to, as ZeroMQ writes it
         self._path: Path | None = None
         self._socket = self._listen_at_path(kind, backlog) or _listen_at_tcp(backlog)
         if self._path is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from remoter_kernel.local.login.login import ConnectionClosed, ResponseTimeout
 from remoter_kernel.local.login.openssh.mux_transport import (
     ALIVE,
     EXITED,
@@ -23,7 +24,6 @@ from remoter_kernel.local.login.openssh.mux_transport import (
     MuxError,
     master_answers,
 )
-from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from remoter_kernel.errors import RemoteLacks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 KEYRING_SERVICE = "remoter-kernel"
 INSTALL_KEYRING = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.login.ssh_config import Destination
+from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.ssh_keywords import local_user
 from remoter_kernel.local.private_sockets import short_private_folder
 

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoter_kernel.local.login.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
+from remoter_kernel.local.login.paramiko.paramiko_internals import CHECK_EVERY, ServerTransport
 from remoter_kernel.local.private_sockets import is_own_process
 from remoter_kernel.protocol.threads import Thread
 
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 # A process that a command leaves behind may hold its pipes open: what the command itself
 # said is read within this time after its end.
 LINGER = 1.0  # seconds
-CHECK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
 CONNECT_WITHIN = 5.0  # seconds, on loopback
 PAUSE = 0.2  # seconds until the next connection is taken, where no descriptor is left
 READ_AT_ONCE = 32 * 1024  # bytes
+GONE = (OSError, EOFError, paramiko.SSHException)  # what a connection that has ended raises
 PARENT_PID_VARIABLE = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
 
 
@@ -112,25 +113,16 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
 def _serve_connection(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     """Serve one connection: hand each forwarded channel to the socket made for it."""
     server = _ServerInterface(client_key)
-    transport = _ServerTransport(sock)
+    transport = ServerTransport(sock)
     transport.add_server_key(host_key)
-    with (
-        contextlib.closing(transport),
-        contextlib.suppress(paramiko.SSHException, EOFError, OSError),
-    ):
+    with contextlib.closing(transport), contextlib.suppress(*GONE):
         transport.start_server(server=server)
         while transport.is_active():
             channel = transport.accept(CHECK_EVERY)
-            there = server.sockets.pop(channel.get_id(), None) if channel else None
-            if there is not None:
-                _relay_forward(channel, there)
-
-
-class _ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
-    """paramiko's Transport in server mode, with the fastest cipher first, and less restless."""
-
-    _active_check_timeout = CHECK_EVERY
-    _preferred_ciphers = ("aes128-gcm@openssh.com", "aes128-ctr")
+            target = server.sockets.pop(channel.get_id(), None) if channel else None
+            if target is not None:
+                _start_thread(_relay_inwards, channel, target)
+                _start_thread(_relay_outwards, channel, target)
 
 
 class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
@@ -161,16 +153,15 @@ class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # param
         origin: tuple[str, int],  # noqa: ARG002
         destination: tuple[str, int],
     ) -> int:
-        host, port = destination
-        if not _is_loopback(host):
+        if not _is_loopback(destination[0]):
             return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
         try:
-            there = socket.create_connection((host, port), CONNECT_WITHIN)
-        except (OSError, OverflowError):
+            target = socket.create_connection(destination, CONNECT_WITHIN)
+        except (OSError, OverflowError):  # the latter: a port that is none
             return int(paramiko.OPEN_FAILED_CONNECT_FAILED)
-        there.settimeout(None)
-        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sockets[chanid] = there
+        target.settimeout(None)
+        target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets[chanid] = target
         return int(paramiko.OPEN_SUCCEEDED)
 
 
@@ -202,7 +193,7 @@ def _run_command(channel: Any, command: bytes) -> None:
         status = process.wait()
         for output in outputs:
             output.join(LINGER)
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        with contextlib.suppress(*GONE):
             channel.send_exit_status(status if status >= 0 else 128 - status)
 
 
@@ -214,38 +205,35 @@ def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 def _relay_stdin(channel: Any, process: subprocess.Popen[bytes]) -> None:
     """Give a command its input; its end, or the channel's, closes it."""
-    with contextlib.suppress(OSError, EOFError), process.stdin:  # type: ignore[union-attr]
+    with contextlib.suppress(OSError, EOFError), process.stdin as stdin:  # type: ignore[union-attr]
         while data := channel.recv(READ_AT_ONCE):
-            process.stdin.write(data)  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            stdin.write(data)
+            stdin.flush()
 
 
 def _relay_output(source: Any, send: Callable[[bytes], None]) -> None:
     """Relay what a command says; where nobody listens any more, it meets a closed pipe."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException), source:
+    with contextlib.suppress(*GONE), source:
         while data := source.read1(READ_AT_ONCE):
             send(data)
 
 
-def _relay_forward(channel: Any, there: socket.socket) -> None:
-    """Relay a forwarded connection; when either side ends, so does the other."""
+def _relay_inwards(channel: Any, target: socket.socket) -> None:
+    """Relay what comes for a forwarded connection; when either end closes, so does the other."""
+    with contextlib.suppress(OSError, EOFError):
+        while data := channel.recv(READ_AT_ONCE):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)  # wakes the other thread, which closes it
 
-    def inwards() -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while data := channel.recv(READ_AT_ONCE):
-                there.sendall(data)
-        with contextlib.suppress(OSError):
-            there.shutdown(socket.SHUT_RDWR)
 
-    def outwards() -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException), there:
-            while data := there.recv(READ_AT_ONCE):
-                channel.sendall(data)
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            channel.close()
-
-    _start_thread(inwards)
-    _start_thread(outwards)
+def _relay_outwards(channel: Any, target: socket.socket) -> None:
+    """Relay what a forwarded connection answers."""
+    with contextlib.suppress(*GONE), target:
+        while data := target.recv(READ_AT_ONCE):
+            channel.sendall(data)
+    with contextlib.suppress(*GONE):
+        channel.close()
 
 
 if __name__ == "__main__":

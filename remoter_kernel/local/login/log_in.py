@@ -18,17 +18,17 @@ from remoter_kernel.local.login.known_hosts import is_known_by_ca_only
 from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
 from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
 from remoter_kernel.local.login.paramiko.keys import has_only_security_keys, key_files
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination
 from remoter_kernel.local.login.ssh_keywords import why_unsupported
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.login.credentials import RemoteCredentials
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
@@ -149,19 +149,13 @@ def _has_ticket(environment: Mapping[str, str]) -> bool:
 class TransportFacts:
     """What is known before a login."""
 
-    has_ssh: bool = False
-    """There is an OpenSSH client here."""
-    has_master: bool = False
-    """The person's own ControlMaster for the host is logged in."""
-    has_ticket: bool = False
-    """The host is to be entered by GSSAPI, and there is a Kerberos ticket."""
-    has_only_security_keys: bool = False
-    """All keys that could be shown are on security keys (FIDO)."""
-    is_known_by_authority: bool = False
-    """Only a certificate authority vouches for the host's key."""
+    has_ssh: bool = False  # there is an OpenSSH client here
+    has_master: bool = False  # the person's own ControlMaster for the host is logged in
+    has_ticket: bool = False  # the host is to be entered by GSSAPI, and there is a Kerberos ticket
+    has_only_security_keys: bool = False  # all keys that could be shown are on security keys (FIDO)
+    is_known_by_authority: bool = False  # only a certificate authority vouches for the host's key
     needs_proxy_on_windows: bool = False
-    beyond_paramiko: str = ""
-    """A clause: what the ssh config says that only ssh can heed."""
+    beyond_paramiko: str = ""  # A clause: what the ssh config says that only ssh can heed
 
 
 # The first that is true decides; the clause says why paramiko would not do.

@@ -11,15 +11,19 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.local.login.destination import (
+    CONNECT_WITHIN,
+    SSH_PORT,
+    Destination,
+    OpenSSHOptions,
+)
 from remoter_kernel.local.login.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
 from remoter_kernel.local.login.ssh_keywords import (
-    DEFAULT_RULES,
-    LoginRules,
     Tokens,
     account_home,
     local_user,
@@ -31,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 QUERY_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
-CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
-SSH_PORT = 22
 LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each other
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
@@ -57,58 +59,6 @@ DEFAULT_IDENTITIES = frozenset(
 _defaults_by_ssh: dict[
     tuple[str, int], dict[str, list[str]] | None
 ] = {}  # by the ssh that has said so
-
-
-@dataclass(frozen=True)
-class OpenSSHOptions:
-    """What the system's ssh must be told, or says of itself, when it is to log in there."""
-
-    config_option: tuple[str, ...] = ()
-    """Its option `-F`, if any."""
-    control_path: str = ""
-    """The socket of the person's own ControlMaster, alive or not."""
-    uses_kerberos: bool = False
-    keeps_alive: bool = False
-    """The person has chosen how a dead connection is noticed."""
-    keywords: frozenset[str] = field(default=frozenset(), repr=False)
-    """All that `ssh -G` told about: an older ssh stumbles over what it does not know."""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where to log in, as whom, and with which files; plain values only."""
-
-    host_name: str
-    port: int
-    user: str
-    identity_files: tuple[Path, ...] = ()
-    """Private keys that were named for this host; empty: the default ones."""
-    known_hosts_files: tuple[Path, ...] = ()
-    """The first is the one that learns new keys."""
-    host_key_alias: str = ""
-    jumps: tuple[Destination, ...] = ()
-    """Hosts to pass through, the nearest first; their own `jumps` are empty."""
-    identities_only: bool = False
-    identity_agent: str = ""
-    """A socket path, or "none"; empty: what SSH_AUTH_SOCK says."""
-    connect_timeout: float = CONNECT_WITHIN
-    proxy_command: str = ""
-    alias: str = ""
-    """What the person typed: for sentences, and for the system's ssh."""
-    openssh: OpenSSHOptions = OpenSSHOptions()
-    socket_path: Path | None = None
-    """A unix socket of this machine where its server listens, instead of TCP."""
-    environment: Mapping[str, str] = field(
-        default_factory=lambda: dict(os.environ), compare=False, repr=False
-    )
-    """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
-    rules: LoginRules = DEFAULT_RULES
-
-    @property
-    def label(self) -> str:
-        """How to call this host in a sentence."""
-        where = self.host_name if self.port == SSH_PORT else f"{self.host_name}:{self.port}"
-        return where if self.alias in ("", self.host_name, where) else f"{self.alias} ({where})"
 
 
 @dataclass(frozen=True)
@@ -306,7 +256,7 @@ def _config_option(config: Path) -> list[str]:
 
 def _read_without_ssh(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from remoter_kernel.local.login.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
+    from remoter_kernel.local.login.paramiko.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
 
     keywords: dict[str, list[str]] = {}
     if config.exists():

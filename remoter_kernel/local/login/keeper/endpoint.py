@@ -43,6 +43,14 @@ POLL_EVERY = 0.2  # seconds between two looks at whether a wait was called off
 FORWARDED_ENV = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
 BLOBS = "blobs"  # how many frames of bytes follow
 EXIT_STATUS = "ended"  # of a command that said less than was waited for: its status
+# What a keeper tells of a login, and the type of each; a newer one may tell more.
+LOGIN_FACTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("host", "user", "cipher", "host_key", "transport", "why_transport"), str),
+    "seconds": dict,
+    "round_trip": (int, float),
+    "since": (int, float),  # seconds since 1970
+    "is_new": bool,
+}
 
 
 def endpoint_file() -> Path:

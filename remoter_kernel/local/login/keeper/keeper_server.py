@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 CHECK_EVERY = 15.0  # seconds between two looks at the logins
 GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in

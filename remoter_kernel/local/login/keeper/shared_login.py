@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.credentials import RemoteCredentials
+from remoter_kernel.local.login.keeper.endpoint import LOGIN_FACTS
 from remoter_kernel.local.login.keeper.login_attempt import LoginAttempt
 from remoter_kernel.local.login.log_in import log_in_to
 from remoter_kernel.local.login.login import LoginGone
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
-    from remoter_kernel.local.login.ssh_config import Destination
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
 CHECK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
@@ -150,7 +151,8 @@ class SharedLogin:
             message = {**message, "in_doubt": False, "is_stale": False} if is_new else message
         login = self._live_login
         since = self._active.since if self._active else time.time()
-        return {**login_facts(login), "since": since, "is_new": is_new}
+        more = {"since": since, "is_new": is_new}
+        return {name: getattr(login, name) for name in LOGIN_FACTS if name not in more} | more
 
     def _current_attempt(
         self,
@@ -292,17 +294,3 @@ def _responds(active: _ActiveLogin, seconds: float) -> bool:
     if is_there:
         active.heard_at = time.time()
     return is_there
-
-
-def login_facts(login: SSHLogin) -> dict[str, Any]:
-    """Return what is known of a login, in plain values."""
-    return {
-        "host": login.host,
-        "user": login.user,
-        "cipher": login.cipher,
-        "host_key": login.host_key,
-        "seconds": login.seconds,
-        "round_trip": login.round_trip,
-        "transport": login.transport,
-        "why_transport": login.why_transport,
-    }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 MASTER_PERSISTS = 15  # seconds that a master of ours outlives a front that was killed
 ALIVE_EVERY, ALIVE_MISSED = 15, 2  # seconds; questions without an answer until it is a cut
