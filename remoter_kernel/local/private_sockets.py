@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Self
 from remoter_kernel.local.private_files import state_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 UNIX_SCHEME, TCP_SCHEME = "ipc://", "tcp://"  # how an address begins, as ZeroMQ writes it
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
@@ -304,31 +304,29 @@ def _digest(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, p
     return hmac.digest(key, words, "sha256")
 
 
-class _DeadlineReader:
-    """Reads from a connection until a deadline; what is late or ends early is an OSError."""
-
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection = connection
-        self._deadline = time.monotonic() + seconds
-
-    def __call__(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            # Seconds for each piece would let a stranger hold us for as long as it likes.
-            self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
-            more = self._connection.recv(size - len(data))
-            if not more:
-                raise ConnectionError("it ended before it was proven")
-            data += more
-        return data
+def read_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    """Read so many bytes by then (`time.monotonic`); what is late or ends early is an OSError."""
+    data = b""
+    while len(data) < size:
+        # Seconds for each piece would let a stranger hold us for as long as it likes.
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ConnectionError("it ended before all had come")
+        data += more
+    return data
 
 
 @contextlib.contextmanager
-def _deadline(connection: socket.socket, seconds: float) -> Iterator[_DeadlineReader]:
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[Callable[[int], bytes]]:
     """Read within a time; what goes wrong ends the block, and is no proof."""
+    deadline = time.monotonic() + seconds
     with contextlib.suppress(OSError):
         connection.settimeout(seconds)
-        yield _DeadlineReader(connection, seconds)
+        yield lambda size: read_exactly(connection, size, deadline)
         connection.settimeout(None)
 
 

@@ -58,7 +58,7 @@ class KeyringStore:
     """This system's keyring."""
 
     def __init__(self) -> None:
-        """Find it; RemoteLacks (this side lacks it) where there is none that works."""
+        """Find it; RemoteLacks (this machine lacks it) where there is none that works."""
         try:
             import keyring  # noqa: PLC0415 - slow, and only for those who want it
             import keyring.backends.fail  # noqa: PLC0415
@@ -70,36 +70,32 @@ class KeyringStore:
         if isinstance(keyring.get_keyring(), keyring.backends.fail.Keyring):
             raise RemoteLacks("this system has no keyring that can be used.", INSTALL_KEYRING)
         self._keyring = keyring
+        # It may be locked, or gone: then it has no secret, and is asked to keep none.
+        self._errors = (keyring.errors.KeyringError, OSError, ValueError)
 
     def get(self, name: str) -> str:
         """Return a secret; one that cannot be had is none."""
-        with self._ignoring_errors():
+        with contextlib.suppress(*self._errors):
             return self._keyring.get_password(KEYRING_SERVICE, name) or ""
         return ""
 
     def put(self, name: str, secret: str) -> None:
         """Keep a secret, or forget it; where that fails, it will be asked for again."""
-        with self._ignoring_errors():
+        with contextlib.suppress(*self._errors):
             if secret:
                 self._keyring.set_password(KEYRING_SERVICE, name, secret)
             else:
                 self._keyring.delete_password(KEYRING_SERVICE, name)
-
-    @contextlib.contextmanager
-    def _ignoring_errors(self) -> Iterator[None]:
-        with contextlib.suppress(self._keyring.errors.KeyringError, OSError, ValueError):
-            yield
 
 
 class HostCredentials:
     """The secrets for one host."""
 
     def __init__(self, where: str = "", store: SecretStore | None = None) -> None:
-        """Remember; `where` is the name that `hops_with_names` gives."""
+        """`where` is the name that `hops_with_names` gives."""
         self._name = where
         self._store = store
-        self._passphrases: dict[str, str] = {}  # by file
-        self._password = ""
+        self._secrets: dict[str, str] = {}  # by the names that they have in the store
         self._may_use_password = True
 
     def __repr__(self) -> str:
@@ -114,27 +110,20 @@ class HostCredentials:
         if not self._may_use_password:
             return ""
         self._may_use_password = False
-        return self._password or (self._store.get(self._password_name()) if self._store else "")
+        return self._get(f"password of {self._name}")
 
     def store_password(self, password: str) -> None:
         """Keep a password that has let somebody in; an empty one was wrong: forget it."""
-        self._password = password
         self._may_use_password = False
-        if self._store:
-            self._store.put(self._password_name(), password)
+        self._put(f"password of {self._name}", password)
 
     def passphrase(self, file: str) -> str:
         """Return the passphrase of a key; empty: it is not known."""
-        store = self._store
-        return self._passphrases.get(file) or (
-            store.get(self._passphrase_name(file)) if store else ""
-        )
+        return self._get(f"passphrase of {file}")
 
     def store_passphrase(self, file: str, phrase: str) -> None:
         """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
-        self._passphrases[file] = phrase
-        if self._store:
-            self._store.put(self._passphrase_name(file), phrase)
+        self._put(f"passphrase of {file}", phrase)
 
     def clear(self, files: Iterable[str]) -> None:
         """Forget the password, and the passphrases of these keys."""
@@ -142,19 +131,19 @@ class HostCredentials:
         for file in files:
             self.store_passphrase(file, "")
 
-    def _password_name(self) -> str:
-        return f"password of {self._name}"
+    def _get(self, name: str) -> str:
+        return self._secrets.get(name) or (self._store.get(name) if self._store else "")
 
-    @staticmethod
-    def _passphrase_name(file: str) -> str:
-        return f"passphrase of {file}"
+    def _put(self, name: str, secret: str) -> None:
+        self._secrets[name] = secret
+        if self._store:
+            self._store.put(name, secret)
 
 
 class RemoteCredentials:
     """The secrets of one remote: of its host, and of the hosts before it."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._store: SecretStore | None = None
         self._by_host: dict[str, HostCredentials] = {}
 

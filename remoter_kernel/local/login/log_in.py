@@ -19,7 +19,7 @@ from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
 from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
 from remoter_kernel.local.login.paramiko.keys import has_only_security_keys, key_files
 from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
-from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination
+from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination, run_quietly
 from remoter_kernel.local.login.ssh_keywords import why_unsupported
 
 if TYPE_CHECKING:
@@ -132,17 +132,9 @@ def _hint_at_skipped(destination: Destination, error: RemoterError) -> None:
 
 def _has_ticket(environment: Mapping[str, str]) -> bool:
     try:
-        done = subprocess.run(
-            ["klist", "-s"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TICKET_WITHIN,
-            check=False,
-        )
+        return run_quietly(["klist", "-s"], TICKET_WITHIN, environment).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0
 
 
 @dataclass(frozen=True)

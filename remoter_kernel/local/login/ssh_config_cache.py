@@ -36,9 +36,8 @@ MOST_ANSWERS = 64  # the oldest are forgotten
 MOST_FILES, LARGEST_FILE = 200, 256 * 1024  # bytes: who has more of it waits for ssh
 SETTLED_AFTER = 2.0  # seconds: a file written later may change again and keep its date
 SYSTEM_FOLDER = Path("/etc/ssh")
-STEADY_CONDITIONS = frozenset(
-    {"all", "final"}
-)  # conditions of Match that nothing but files and words decide
+# Conditions of Match that nothing but files and words decide.
+STEADY_CONDITIONS = frozenset({"all", "final"})
 STEADY_CONDITIONS_WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
 KEYWORD_LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
 HASH_IN_WORD = re.compile(r"\S#")  # what ssh takes for a part of a word, and Python for a comment
@@ -92,22 +91,20 @@ class ConfigFiles:
 
     def _add_program(self, ssh: Path) -> None:
         with ssh.open("rb") as file:
-            if file.read(2) == b"#!":  # whatever that does
+            if file.read(2) == b"#!":  # a script: whatever that does
                 raise NotCacheable
         self._add_stat(ssh)
 
     def _add_stat(self, path: Path) -> bool:
-        """Remember the dates of a file; say whether it is there."""
+        """Note the dates of a file; say whether it is there."""
         if len(self._stats) >= MOST_FILES:
             raise NotCacheable
-        try:
+        self._stats[str(path)] = None
+        with contextlib.suppress(FileNotFoundError):
             found = path.stat()
-        except FileNotFoundError:
-            self._stats[str(path)] = None
-            return False
-        dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-        self._stats[str(path)] = dates
-        return True
+            dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+            self._stats[str(path)] = dates
+        return self._stats[str(path)] is not None
 
     def _read(self, path: Path, folder: Path) -> None:
         """Look through a file, and those that it includes; `folder` is where their names begin."""
@@ -134,12 +131,8 @@ class ConfigFiles:
             raise NotCacheable
 
     def _include(self, pattern: str, folder: Path) -> None:
-        # Classes of signs ("[[:alpha:]]") mean something else here.
-        if (
-            "%" in pattern
-            or "[" in pattern
-            or (pattern.startswith("~") and not pattern.startswith("~/"))
-        ):
+        # Tokens; classes of signs ("[[:alpha:]]"), which mean something else here; other homes.
+        if re.search(r"[%\[]|^~(?!/)", pattern):
             raise NotCacheable
         if pattern.startswith("~/"):
             pattern = f"{account_home()}{pattern[1:]}"

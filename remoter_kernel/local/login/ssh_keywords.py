@@ -12,7 +12,6 @@ import getpass
 import hashlib
 import os
 import re
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -310,26 +309,6 @@ class Tokens:
     values: dict[str, str]
     expand_by_ssh: Callable[[str], str]  # expands a token whose value differs from ssh to ssh
     environment: Mapping[str, str]  # of whoever logs in
-
-    @classmethod
-    def for_host(
-        cls,
-        typed: str,
-        *,
-        host: str,
-        port: int,
-        user: str,
-        alias: str,
-        expand_by_ssh: Callable[[str], str],
-        environment: Mapping[str, str],
-    ) -> Tokens:
-        """Collect them for a host that was called `typed`."""
-        local_host = socket.gethostname()
-        user_id = os.getuid() if hasattr(os, "getuid") else 0
-        values = {"%": "%", "d": str(Path.home()), "i": str(user_id), "u": local_user()}
-        values |= {"L": local_host.partition(".")[0], "l": local_host}
-        values |= {"h": host, "k": alias or typed, "n": typed, "p": str(port), "r": user}
-        return cls(values, expand_by_ssh, environment)
 
     def expand(self, text: str) -> str:
         """Fill in a path or the name of a socket; `${NAME}` is of the environment."""

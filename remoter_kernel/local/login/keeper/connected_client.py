@@ -1,4 +1,4 @@
-"""One client of a keeper: what it asks for, what it answers, and the tunnels that are its own."""
+"""One client of a keeper: its requests, its answers, and the tunnels that are its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Received = tuple[dict[str, Any], list[bytes]]
 
 
 class ConnectedClient:
-    """A front or a command."""
+    """A proxy or a command at the other end of a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -30,8 +30,8 @@ class ConnectedClient:
         self.is_gone = False
         self.may_ask = False  # is a person there who can be asked?
         self.place = ""  # where they sit, as in "in analysis.ipynb"
-        # Whoever makes a login that it waits for hears what it answers (in its own thread).
-        self.on_answer: Callable[[dict[str, Any]], None] = lambda _words: None
+        # Called in the thread that reads: by what it answers, while it waits for a login.
+        self.on_answer: Callable[[dict[str, Any]], None] = lambda _message: None
         self.on_end: Callable[[], None] = lambda: None
         self._tunnels: list[Tunnel] = []
         self._reader = Thread(self._read, name="keeper-ear", on_error=self._on_read_end)
@@ -39,20 +39,19 @@ class ConnectedClient:
     def requests(self) -> Iterator[Received]:
         """Yield what it asks for, until it goes."""
         self._reader.start()
-        while (heard := self._requests.get()) is not None:
-            yield heard
+        while (received := self._requests.get()) is not None:
+            yield received
 
     def send(self, message: dict[str, Any], *blobs: bytes) -> None:
-        """Answer; one that is gone does not hear it."""
+        """Send it something; nothing happens if it is gone."""
         with contextlib.suppress(OSError), self._send_lock:
             send_message(self._connection, message, *blobs)
 
     def close(self) -> None:
-        """Show it out: its tunnels end."""
+        """Hang up: its tunnels end."""
         self._mark_gone()
-        tunnels, self._tunnels = self._tunnels, []
-        for tunnel in tunnels:
-            tunnel.close()
+        while self._tunnels:
+            self._tunnels.pop().close()
         with contextlib.suppress(OSError):
             self._connection.close()
 

@@ -78,10 +78,10 @@ def prestart() -> None:
 def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
-        words = json.loads(endpoint_file().read_text(encoding="utf-8"))
-        if words["machine"] != _machine_and_boot():
+        record = json.loads(endpoint_file().read_text(encoding="utf-8"))
+        if record["machine"] != _machine_and_boot():
             return None
-        address, key = str(words["address"]), bytes.fromhex(words["key"])
+        address, key = str(record["address"]), bytes.fromhex(record["key"])
         handle = connect_to_listener(address, CONNECTS_WITHIN)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # nobody there, somebody else, or half a file
@@ -97,12 +97,8 @@ def try_connect() -> Connection | None:
 
 def endpoint_record(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
-    words = {
-        "address": address,
-        "key": secrets.token_bytes(private_sockets.SECRET_SIZE).hex(),
-        "pid": pid,
-    }
-    return {**words, "machine": _machine_and_boot()}
+    key = secrets.token_bytes(private_sockets.SECRET_SIZE).hex()
+    return {"address": address, "key": key, "pid": pid, "machine": _machine_and_boot()}
 
 
 def end_logins(name: str = "") -> None:
@@ -138,8 +134,8 @@ def _read_if_there(path: Path) -> str:
 def _machine_and_boot() -> str:
     """Tell this machine, in this boot, from others that share a home with it.
 
-    A name is no help where it changes with the network. Where nothing else is known, what proves
-    the keeper is its socket, or its key.
+    A host name is no help: on macOS, say, it changes with the network. Where nothing else is
+    known, the keeper's socket, or its key, proves that it is here.
     """
     with contextlib.suppress(OSError):
         return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.stat().st_ino}"
@@ -147,30 +143,25 @@ def _machine_and_boot() -> str:
 
 
 def _spawn_keeper() -> subprocess.Popen[bytes]:
-    """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
+    """Start a keeper that is nobody's child: it outlives a proxy that is killed with its tree."""
+    module = "remoter_kernel.local.login.keeper.keeper_main"
+    command = [sys.executable, "-P", "-m", module, str(endpoint_file())]
     options: dict[str, Any] = {
         "cwd": PACKAGE_ROOT,  # a folder that a person may remove must not be held
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
-        # It is started elsewhere: what is relative here is not the same there.
+        # It starts in another folder: a path relative to ours is not the same from there.
         "env": {**os.environ, STATE_VARIABLE: str(state_folder().absolute())},
     }
-    words = [
-        sys.executable,
-        "-P",
-        "-m",
-        "remoter_kernel.local.login.keeper.keeper_main",
-        str(endpoint_file()),
-    ]
-    if sys.platform == "win32":
-        try:
-            return subprocess.Popen(
-                words, creationflags=WINDOWS_FLAGS | BREAKAWAY_FROM_JOB, **options
-            )
-        except PermissionError:
-            return subprocess.Popen(words, creationflags=WINDOWS_FLAGS, **options)
-    return subprocess.Popen(words, start_new_session=True, **options)
+    if sys.platform != "win32":
+        return subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return subprocess.Popen(
+            command, creationflags=WINDOWS_FLAGS | BREAKAWAY_FROM_JOB, **options
+        )
+    except PermissionError:
+        return subprocess.Popen(command, creationflags=WINDOWS_FLAGS, **options)
 
 
 def _wait_for_keeper() -> Connection:
@@ -182,7 +173,11 @@ def _wait_for_keeper() -> Connection:
     deadline = time.monotonic() + STARTS_WITHIN
     starts = 0
     while True:
-        why_not = _startup_error(_prestarted.pop() if _prestarted else _prestarted_or_new())
+        try:
+            why_not = _startup_error(_prestarted.pop() if _prestarted else _spawn_keeper())
+        except OSError as error:  # no process, no memory, no descriptor is left: that passes
+            why = error.strerror or error
+            raise _keeper_unreachable(f"cannot be started here: {why}") from error
         starts += 1
         connection = try_connect()
         if connection is not None:
@@ -195,13 +190,6 @@ def _wait_for_keeper() -> Connection:
         if starts >= LEAST_STARTS and time.monotonic() > deadline:
             raise _keeper_unreachable("ends before anybody reaches it")
         time.sleep(TRY_EVERY)
-
-
-def _prestarted_or_new() -> subprocess.Popen[bytes]:
-    try:
-        return _spawn_keeper()
-    except OSError as error:  # no process, no memory, no descriptor is left: that passes
-        raise _keeper_unreachable(f"cannot be started here: {error.strerror or error}") from error
 
 
 def _startup_error(process: subprocess.Popen[bytes]) -> str:
@@ -226,22 +214,22 @@ def _keeper_unreachable(what: str) -> RemoterError:
     )
 
 
-# How a keeper and its clients talk: JSON words, bytes behind them, errors by their names.
+# How a keeper and its clients talk: JSON, bytes behind it, errors by their names.
 def send_message(connection: Connection, message: dict[str, Any], *blobs: bytes) -> None:
-    """Say something; `blobs` are bytes that belong to it."""
+    """Send a message; `blobs` are bytes that belong to it."""
     connection.send_bytes(json.dumps({**message, BLOBS: len(blobs)}).encode())
     for blob in blobs:
         connection.send_bytes(blob)
 
 
 def receive_message(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
-    """Hear something; EOFError or OSError when the other end is gone."""
+    """Wait for a message; EOFError or OSError when the other end is gone."""
     message: dict[str, Any] = json.loads(connection.recv_bytes())
     return message, [connection.recv_bytes() for _ in range(message.pop(BLOBS))]
 
 
 def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
-    """Return an error as words."""
+    """Return an error as a message."""
     message = {
         "error": type(error).__name__,
         "what": error.what,
@@ -254,14 +242,15 @@ def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def raise_from_message(message: dict[str, Any], blobs: list[bytes]) -> None:
-    """Raise the error that words tell of, if they do."""
+    """Raise the error that a message tells of, if it does."""
     name = message.get("error")
     if not name:
         return
     if EXIT_STATUS in message:
         raise login.CommandEnded(login.CompletedCommand(blobs[0], blobs[1], message[EXIT_STATUS]))
-    for rooms in (errors, prompts, login):
-        known = getattr(rooms, name, None)
-        if isinstance(known, type) and issubclass(known, RemoterError):
-            raise known(message["what"], message["advice"], remote=message["remote"])
-    raise RemoterError(message["what"], message["advice"], remote=message["remote"])
+    kinds = [getattr(module, name, None) for module in (errors, prompts, login)]
+    kind = next(
+        (each for each in kinds if isinstance(each, type) and issubclass(each, RemoterError)),
+        RemoterError,  # one of a newer keeper
+    )
+    raise kind(message["what"], message["advice"], remote=message["remote"])

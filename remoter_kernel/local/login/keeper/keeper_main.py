@@ -1,4 +1,6 @@
-"""The keeper's process: serves clients until nobody has needed it for long.
+"""The keeper's process: holds logins, and serves clients until nobody has needed it for long.
+
+Like a ControlMaster of OpenSSH, but one for all hosts, and by paramiko as well.
 
     python -P -m remoter_kernel.local.login.keeper.keeper_main FILE
 
@@ -46,7 +48,7 @@ PAUSE = 0.2  # seconds before the next client is taken, where this process has n
 MOST_UNAUTHENTICATED = 32  # connections by TCP that have not proven anything yet
 DESCRIPTORS = 8192  # enough for some thousand tunnels
 DETACHED_FLAG = "--here"  # on Windows, where no process can fork: this one is to stay
-PR_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of Linux
+PR_SET_DUMPABLE = 4  # of Linux' prctl
 PROCESS_NAME = "remoter-keeper"  # as `ps` shows it on Linux
 _log = logging.getLogger(__name__)
 
@@ -65,17 +67,17 @@ def main(arguments: list[str]) -> None:
         return
     try:
         serve_until_idle(endpoint_file)
-    except (OSError, RemoterError) as error:
-        print(error, flush=True)  # noqa: T201 - who started it reads that
-        os._exit(1)
     except Exception as error:  # noqa: BLE001 - whoever waits for it is told the reason
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201 - the same
+        why = str(error)
+        if not isinstance(error, OSError | RemoterError):  # a bug
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {error}"
+        print(why, flush=True)  # noqa: T201 - who started it reads that
         os._exit(1)
 
 
 def serve_until_idle(endpoint_file: Path) -> None:
-    """Serve until it is enough."""
+    """Serve until no login is kept and nobody comes; ends this process."""
     from remoter_kernel.local.login.keeper.keeper_server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
     protect_memory()
@@ -85,8 +87,8 @@ def serve_until_idle(endpoint_file: Path) -> None:
     remove_old_sockets(SOCKET_KIND)
     _remove_dead_socket(endpoint_file)
     with PrivateListener("k", BACKLOG) as listener:
-        about = endpoint_record(listener.address, os.getpid())
-        text = json.dumps(about)
+        record = endpoint_record(listener.address, os.getpid())
+        text = json.dumps(record)
         write_private_file(endpoint_file, text)
         _redirect_output(endpoint_file.with_suffix(".log"))
         private_files.begin_log_file("keeper")
@@ -95,7 +97,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: server.end())
         accepting = Thread(
             _accept_clients,
-            args=(listener, bytes.fromhex(about["key"]), server),
+            args=(listener, bytes.fromhex(record["key"]), server),
             name="keeper-door",
             on_error=lambda _error: server.end(),  # who lets nobody in is of no use
         )
@@ -173,15 +175,11 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
             pause.wait(PAUSE)
             continue
         if listener.is_tcp and not unauthenticated.acquire(blocking=False):
-            connection.close()
+            connection.close()  # strangers must not take all threads
             continue
-        serving = Thread(
-            _serve_client,
-            args=(connection, listener, key, unauthenticated, server),
-            name="keeper-visitor",
-        )
+        args = (connection, listener, key, unauthenticated, server)
         try:
-            serving.start()
+            Thread(_serve_client, args=args, name="keeper-visitor").start()
         except RuntimeError:  # no thread is left, either
             connection.close()
             if listener.is_tcp:

@@ -42,9 +42,7 @@ class KeeperServer:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
-        self._login_of_client: dict[
-            ConnectedClient, SharedLogin | None
-        ] = {}  # and the login that each uses
+        self._login_of_client: dict[ConnectedClient, SharedLogin | None] = {}
         self._logins: dict[Hashable, SharedLogin] = {}
         self._clock = clock
         self._grace_until = clock() + FIRST_GRACE  # for somebody who logs in
@@ -67,22 +65,23 @@ class KeeperServer:
                 _logging_errors(login.check_alive)
 
     def close(self) -> None:
-        """Show everybody out, and end the logins."""
+        """Hang up on all clients, and end the logins."""
         for client in list(self._login_of_client):
             client.close()
         for login in list(self._logins.values()):
             login.close()
 
     def end(self) -> None:
-        """Let it be enough; may be called by a signal."""
+        """Have `serve` return; may be called by a signal."""
         self._is_over = True
-        with contextlib.suppress(RuntimeError):  # a signal may come while the lock is held
+        # A signal may come while the lock is held: it must not wait for it.
+        with contextlib.suppress(RuntimeError):
             if self._changed.acquire(blocking=False):
                 self._changed.notify_all()
                 self._changed.release()
 
     def _grace_left(self) -> float:
-        """Return for how many seconds it still waits for somebody."""
+        """Return for how many seconds a keeper without logins still waits for a client."""
         return self._grace_until - self._clock()
 
     def _seconds_until_due(self) -> float:
@@ -107,7 +106,7 @@ class KeeperServer:
         _log.info("Client %x has come.", id(client))
         with self._changed:
             self._login_of_client[client] = None
-            if self._is_over:  # it hears the end once it can find another keeper: see `close`
+            if self._is_over:  # `close` hangs up on it, once it can find another keeper
                 return
         try:
             for message, blobs in client.requests():

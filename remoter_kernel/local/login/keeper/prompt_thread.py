@@ -1,4 +1,4 @@
-"""Puts what a keeper asks to the person here, aside: the keeper may take it back meanwhile."""
+"""Puts a keeper's questions to the person here, in a thread: the keeper may take them back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class PromptThread:
     """The question that is open here, if there is one."""
 
     def __init__(self, connection: Connection, prompter: Prompter | None) -> None:
-        """Remember; answers are sent by the connection."""
         self._connection = connection
         self._prompter = prompter
         self._message: dict[str, Any] = {}
@@ -60,19 +59,19 @@ class PromptThread:
                 send_message(self._connection, {**answer, "number": message.get("number", 0)})
 
     def _answer(self, message: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
-        """Put it to whoever sits here; nothing: there is nothing to be said."""
-        asks = self._prompter
-        assert asks is not None  # noqa: S101 - the keeper was told who may be asked
-        more: dict[str, Any] = (
-            {"withdrawn": withdrawn} if isinstance(asks, CancellablePrompter) else {}
-        )
+        """Put it to whoever sits here; nothing: the keeper waits for no answer."""
+        prompter = self._prompter
+        assert prompter is not None  # noqa: S101 - the keeper was told who may be asked
+        more: dict[str, Any] = {}
+        if isinstance(prompter, CancellablePrompter):
+            if "elsewhere" in message:
+                prompter.wait_elsewhere(message["elsewhere"], withdrawn)
+            more = {"withdrawn": withdrawn}
         if "elsewhere" in message:
-            if isinstance(asks, CancellablePrompter):
-                asks.wait_elsewhere(message["elsewhere"], withdrawn)
             return {}
         if message["ask"] == "host key":
             key = (message["host"], message["kind"], message["fingerprint"])
-            return {"trust": asks.confirm_host_key(*key, **more).value}
+            return {"trust": prompter.confirm_host_key(*key, **more).value}
         prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in message["prompts"]]
-        told_first = message["instruction"]
-        return {"answers": asks.ask(message["host"], prompts, told_first, **more)}
+        answers = prompter.ask(message["host"], prompts, message["instruction"], **more)
+        return {"answers": answers}

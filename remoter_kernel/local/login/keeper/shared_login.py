@@ -1,7 +1,7 @@
-"""One login that is kept: who comes first logs in, who comes later uses it.
+"""One login that is kept: the first client has it made, later ones use it.
 
-Decides when a login is as good as dead. A login that fell silent is given up once, for all
-users: their tunnels end with it, and each of them comes again.
+Decides when a login is as good as dead. One that fell silent is given up once, for all
+users: their tunnels end with it, and each of them asks for a login again.
 """
 
 from __future__ import annotations
@@ -106,10 +106,8 @@ class SharedLogin:
                 line = login.run_until_line(command, blobs[0], blobs[1], message["seconds"])
                 answer, back = {}, [line]
             case "open tunnel":
-                answer, back = (
-                    client.register_tunnel(login.open_tunnel(message["host"], message["port"])),
-                    [],
-                )
+                tunnel = login.open_tunnel(message["host"], message["port"])
+                answer, back = client.register_tunnel(tunnel), []
             case "open pipe":
                 answer, back = client.register_tunnel(login.open_pipe(command, blobs[0])), []
             case other:
@@ -122,7 +120,7 @@ class SharedLogin:
     def _live_login(self) -> SSHLogin:
         active = self._active
         if active is None or not active.login.is_alive:
-            raise LoginGone("the connection is gone.", "It can be dialled again.")
+            raise _login_gone()
         return active.login
 
     # --- logging in ---
@@ -166,7 +164,7 @@ class SharedLogin:
             if client.is_gone:
                 raise Unreachable("whoever asked for the login is gone.")
             if self.is_over:
-                raise LoginGone("the connection is gone.", "It can be dialled again.")
+                raise _login_gone()
             if self._attempt and not self._attempt.is_over:
                 return self._attempt, None
             is_unfit = message["is_stale"] or self._is_by_another_transport(remote)
@@ -180,11 +178,8 @@ class SharedLogin:
             return attempt, Thread(make, name="keeper-login", on_error=attempt.finish).start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
-        active = self._active
-        return active is not None and remote.transport not in (
-            ANY_TRANSPORT,
-            active.login.transport,
-        )
+        wanted = (ANY_TRANSPORT, self._active.login.transport if self._active else ANY_TRANSPORT)
+        return self._active is not None and remote.transport not in wanted
 
     def _is_used_by_others(self, client: ConnectedClient) -> bool:
         return any(each.has_tunnels for each in list(self._users) if each is not client)
@@ -277,6 +272,10 @@ class SharedLogin:
             self._credentials.allow_reuse()
             active.login.abort()
             active.login.close()
+
+
+def _login_gone() -> LoginGone:
+    return LoginGone("the connection is gone.", "It can be dialled again.")
 
 
 def _probe(active: _ActiveLogin) -> None:

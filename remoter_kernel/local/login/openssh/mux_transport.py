@@ -29,7 +29,7 @@ from remoter_kernel.local.login.login import (
 )
 from remoter_kernel.local.login.openssh.stream_channel import ChannelStreams, OpenSSHTransport
 from remoter_kernel.local.login.remote_command import RemoteCommand
-from remoter_kernel.local.private_sockets import peer_uid
+from remoter_kernel.local.private_sockets import peer_uid, read_exactly
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -303,29 +303,16 @@ class Mux:
         return int(number)
 
     def _receive(self) -> bytes:
-        until = None if self._seconds is None else time.monotonic() + self._seconds
-        (size,) = struct.unpack(">I", self._read(4, until))
-        if size > LARGEST_ANSWER:
-            raise ConnectionClosed
-        return self._read(size, until)
-
-    def _read(self, size: int, until: float | None) -> bytes:
-        data = b""
-        while len(data) < size:
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                raise ResponseTimeout
-            try:
-                self._sock.settimeout(left)
-                more = self._sock.recv(size - len(data))
-            except TimeoutError:
-                raise ResponseTimeout from None
-            except OSError:
-                raise ConnectionClosed from None
-            if not more:
+        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        try:
+            (size,) = struct.unpack(">I", read_exactly(self._sock, 4, deadline))
+            if size > LARGEST_ANSWER:
                 raise ConnectionClosed
-            data += more
-        return data
+            return read_exactly(self._sock, size, deadline)
+        except TimeoutError:
+            raise ResponseTimeout from None
+        except OSError:
+            raise ConnectionClosed from None
 
 
 def _check_owner(sock: socket.socket, path: Path) -> None:
