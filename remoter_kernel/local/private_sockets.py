@@ -2,14 +2,12 @@
 
 On POSIX they are unix sockets in a folder of this person alone, and whoever connects has to be a
 process of this person. Where there are none (Windows, a disk that cannot hold them) they are TCP
-on loopback, where anybody may connect: then whoever accepts asks for a proof (see `loopback_auth`).
+on loopback, where anybody may connect: then who accepts asks for a proof.
 
-Proofs for TCP on loopback, where there are no unix sockets and anybody may connect.
-
-Two kinds. The keeper and who visits it share a key that stands in a file of this person alone:
-both prove that they know it, the keeper first, each in its own role, within one deadline. A tunnel
-has a secret that its user was told: it comes before all else. ZeroMQ cannot send one; what it
-carries is proven by CURVE, and only a process of this person is let through to the other end.
+There are two kinds of proof. The keeper and its clients share a key that stands in a file of this
+person alone: both prove that they know it, the keeper first, each in its own role, within one
+deadline. A tunnel has a secret, which its user sends before all else. ZeroMQ cannot send one: CURVE
+proves what it carries, and we let only a process of this person through to the other end.
 """
 
 from __future__ import annotations
@@ -274,7 +272,7 @@ def authenticate_as_client(connection: socket.socket, key: bytes, port: int) -> 
 
 
 def authenticate_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
-    """Prove that we know the key, and let the visitor do so."""
+    """Prove that we know the key, and let the client do so."""
     mine = secrets.token_bytes(SECRET_SIZE)
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         theirs = read(SECRET_SIZE)

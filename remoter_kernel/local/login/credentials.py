@@ -1,7 +1,7 @@
-"""What a person has typed for a login: how long it is known, and how often it is used.
+"""What a person has typed for a login: where it is kept, and how often it is used.
 
-In memory for as long as its process lives; in the system's keyring only where that was asked
-for (`remember`). A password is used once at first, and once after each cut: a wrong one must
+In memory for as long as the process lives; in the system's keyring only where `remember` asks
+for that. A password is used once at first, and once after each cut: a wrong one must
 not lock an account. A code is never kept.
 """
 

@@ -1,4 +1,4 @@
-"""The embedded host's child process: paramiko's server mode, for one key, on a unix socket.
+"""The embedded host's server process: paramiko's server mode, for one key, on a unix socket.
 
     python -m remoter_kernel.local.login.embedded_server FOLDER
 
@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     logging.getLogger("paramiko").propagate = False
     host_key, client_key = _generate_key(None), _generate_key(folder / "client_key")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / SOCKET_NAME))
+    listener.bind(str(folder / SOCKET_NAME))  # the folder is private: so is the socket
     listener.listen()
     public = base64.b64encode(host_key.asbytes()).decode()
     (folder / "known_hosts").write_text(f"{HOST_KEY_ALIAS} {host_key.get_name()} {public}\n")
@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     accepting.start()
     print(READY_LINE.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
     with contextlib.suppress(OSError):
-        while os.read(0, 1024):
+        while os.read(0, 1024):  # until the parent closes its end, or dies
             pass
     shutil.rmtree(folder, ignore_errors=True)
     # Not sys.exit: nothing here is worth waiting for, and the parent may be gone already.
@@ -79,7 +79,7 @@ def _reset_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # inherited by all commands, too
 
 
 def _generate_key(file: Path | None) -> Any:
@@ -153,7 +153,7 @@ class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # param
         origin: tuple[str, int],  # noqa: ARG002
         destination: tuple[str, int],
     ) -> int:
-        if not _is_loopback(destination[0]):
+        if not _is_loopback(destination[0]):  # it is no way into other networks
             return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
         try:
             target = socket.create_connection(destination, CONNECT_WITHIN)
@@ -174,6 +174,7 @@ def _is_loopback(host: str) -> bool:
 
 def _run_command(channel: Any, command: bytes) -> None:
     """Run a command as sshd would: by a shell, in a session of its own, from the home."""
+    # Set where Jupyter has started us: a kernel would end with a process that is not its parent.
     environment = {key: value for key, value in os.environ.items() if key != PARENT_PID_VARIABLE}
     with contextlib.closing(channel):
         process = subprocess.Popen(
@@ -194,6 +195,7 @@ def _run_command(channel: Any, command: bytes) -> None:
         for output in outputs:
             output.join(LINGER)
         with contextlib.suppress(*GONE):
+            # As a shell does for a command that a signal has ended.
             channel.send_exit_status(status if status >= 0 else 128 - status)
 
 

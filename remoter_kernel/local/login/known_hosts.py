@@ -131,6 +131,7 @@ class KnownHosts:
             raise host_key_rejected(host, shown)
         files = self.destination.known_hosts_files
         if said is Trust.YES and files:
+            # As ssh does with HashKnownHosts: who steals the file learns no names.
             name = hash_name(self.name) if rules.hashes_names else self.name
             append_known_host(files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
 
@@ -258,4 +259,5 @@ def _matches_hash(hashed: str, name: str) -> bool:
         )
     except (binascii.Error, ValueError):
         return False
+    # SHA-1 is what OpenSSH hashes names with; nothing rests on its strength.
     return hmac.compare_digest(hmac.digest(salt, name.encode(), "sha1"), digest)

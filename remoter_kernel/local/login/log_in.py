@@ -46,7 +46,7 @@ def log_in_to(
     destination: Destination | None = None,
     credentials: RemoteCredentials | None = None,
 ) -> SSHLogin:
-    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login.
+    """Log in to a remote; `on_step` is called with each step, `on_try` with each login.
 
     `destination`: what its host stands for now, if that is known already.
     """
@@ -63,7 +63,7 @@ def log_in_to(
                 on_try=on_try,
                 credentials=credentials,
             )
-        except NoCommonAlgorithm:
+        except NoCommonAlgorithm:  # ssh has algorithms that paramiko does not know
             if not facts.has_ssh:
                 raise
             why = NO_COMMON_ALGORITHM
@@ -78,7 +78,7 @@ def log_in_to(
 def clear_secrets(remote: Remote) -> None:
     """Let this system's keyring forget what it keeps for a remote's logins."""
     destination, keyring = resolve_destination(remote.host, remote.ssh_config), KeyringStore()
-    for hop, name in hops_with_names(destination):
+    for hop, name in hops_with_names(destination):  # jump hosts may have asked, too
         for each in {name, account_name(hop)}:  # the latter is how earlier versions called it
             HostCredentials(each, keyring).clear(map(str, key_files(hop)))
 
@@ -132,6 +132,7 @@ def _hint_at_skipped(destination: Destination, error: RemoterError) -> None:
 
 def _has_ticket(environment: Mapping[str, str]) -> bool:
     try:
+        # -s: only the status, which says whether there is a ticket that is still valid.
         return run_quietly(["klist", "-s"], TICKET_WITHIN, environment).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -115,7 +115,7 @@ class NeedsPerson(LoginRefused):
     """Only a person can go on, and none could be asked: worth trying again when one is there."""
 
     def at(self, remote: str) -> RemoterError:
-        """Remember which remote this happened to, and name it in the advice."""
+        """Note which remote this happened to, and name it in the advice."""
         self.advice = self.advice.replace("NAME", remote)
         return super().at(remote)
 

@@ -64,7 +64,7 @@ class RemoteCommand:
         self._channel.exec_command(command)
         try:
             self._channel.send(stdin, deadline=deadline)
-            self._channel.send_eof()
+            self._channel.send_eof()  # else `cat` and its like would wait for more
         except ConnectionClosed:
             # A command may end without reading what it was given. A cut is another thing.
             if not self._transport.active:
@@ -115,6 +115,7 @@ class RemoteCommand:
         with self._changed:
             while not is_done():
                 now = time.monotonic()
+                # A process that the command has left behind may hold its pipes, and the channel.
                 if self._exited_at and now >= self._exited_at + LINGER:
                     self._is_over = True
                     continue
@@ -127,6 +128,7 @@ class RemoteCommand:
                         f"a command there said more than {MOST_OUTPUT >> 20} MiB.",
                         "Look at what its login shell prints at start.",
                     )
+            # What a command has written before a cut may be half of it.
             if not self._transport.active and self._channel.exit_status is None:
                 raise ConnectionClosed
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from remoter_kernel.local.login.remote_command import RemoteCommand
 
-RETRY_EVERY = 0.1  # seconds: no server tells when it has room again
+RETRY_EVERY = 0.1  # seconds: no server sends anything when it has room again
 FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session on the server
 
 

@@ -106,7 +106,7 @@ def _resolve_hop(
         found = _resolve_hop(hop, config, environment, depth=depth + 1)
         # As in OpenSSH, only the first hop may bring jump hosts of its own.
         chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
-    return replace(destination, jumps=tuple(chain), proxy_command="")
+    return replace(destination, jumps=tuple(chain), proxy_command="")  # ProxyJump excludes it
 
 
 def _parse_host_spec(text: str) -> _HostSpec:

@@ -1,8 +1,8 @@
-"""What `ssh -G` has answered, remembered from start to start where nothing can have changed it.
+"""Keeps answers of `ssh -G` from start to start, where nothing can have changed them.
 
-An answer is kept only where each file that ssh has read is known by its dates, and where none of
-them makes it depend on anything else: a command, the network, a name server, the environment.
-Whatever is in doubt is asked anew.
+An answer is kept only where we know the
+dates of each file that ssh has read, and where no file makes it depend on anything else: a
+command, the network, a name server, the environment. In doubt ssh is asked again.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> Non
         path = state_folder() / CACHE_FILE
         with file_lock(path):
             known = _load_answers()
-            known.pop(_cache_key(command), None)
+            known.pop(_cache_key(command), None)  # so that it comes last: the oldest are dropped
             known[_cache_key(command)] = {"files": files.stamp, "answer": answer}
             write_private_file(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
 
@@ -193,5 +193,6 @@ def _load_answers() -> dict[str, Any]:
 def _cache_key(command: Sequence[str]) -> str:
     """Name what was asked, by whom and where."""
     user = str(os.getuid()) if os.name == "posix" else ""
+    # A home may be shared by machines, whose system files differ.
     who = [user, local_user(), account_home(), socket.gethostname()]
     return hashlib.sha256(json.dumps([*command, *who]).encode()).hexdigest()

@@ -59,7 +59,7 @@ def log_in_hop_by_hop(
         for hop in hops:
             login = new_login(hop, passed)
             on_try(login)
-            login.start(prompter, on_step)
+            login.start(prompter, on_step)  # closes itself where it fails
             passed = (*passed, login)
     except BaseException:
         if passed:
@@ -190,6 +190,7 @@ class SSHLogin(LoginFacts):
 
     def _register_tunnel(self, tunnel: Tunnel) -> Tunnel:
         with self._lock:
+            # A keeper's login lives for days: tunnels that are over must not pile up.
             self._tunnels = [one for one in self._tunnels if one.is_open] + [tunnel]
         return tunnel
 
@@ -206,12 +207,13 @@ class SSHLogin(LoginFacts):
                     self._session_slots.discard(running)
                     running.close()
                     raise
+            # A server that is full refuses the channel (paramiko) or the command (a master).
             except ChannelOpenError as error:
                 refusal = error
                 if not self._session_slots.wait_for_slot(deadline):
                     raise
             except ResponseTimeout:
-                raise refusal or ResponseTimeout from None
+                raise refusal or ResponseTimeout from None  # the refusal says more
             else:
                 return running
 
@@ -257,6 +259,7 @@ class SSHLogin(LoginFacts):
         if self._transport is not None:
             self._transport.close_and_join()
         self._release()
+        # The last one first: its connection runs through those before it.
         for login in reversed(self._jump_logins):
             login.close()
 

@@ -76,6 +76,7 @@ class Tunnel:
         try:
             self._open_channel(seconds)
             if self._local is None:
+                # Only now: nobody can connect to a tunnel that leads nowhere.
                 self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
                 self.secret = private_sockets.new_secret() if self._listener.is_tcp else b""
         except BaseException:
@@ -106,7 +107,7 @@ class Tunnel:
         with self._changed:
             self._is_aborted = True
             self._backlog.clear()
-        self.connection_lost()
+        self.connection_lost()  # wakes the threads, so that they can be joined
         self._channel.close()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
@@ -187,6 +188,7 @@ class Tunnel:
         if local is not None:
             with local:
                 with contextlib.suppress(OSError, ConnectionClosed, ResponseTimeout):
+                    # b"" is half a close, too: nobody of ours uses that (see `data_received`).
                     while data := local.recv(READ_AT_ONCE):
                         self._channel.send(data)
                         self.sent += len(data)
@@ -203,7 +205,7 @@ class Tunnel:
             return self._local
         with contextlib.suppress(OSError), self._listener as listener:
             local = self._accept_authenticated(listener)
-            listener.unlink()
+            listener.unlink()  # the one connection is there
             with self._changed:
                 # What came before an end that was quicker than we are is still written.
                 has_last_words = bool(self._backlog) and not (listener.is_tcp or self._is_aborted)
@@ -254,7 +256,7 @@ def _set_reset_on_close(local: socket.socket) -> None:
 def _shut_socket(local: socket.socket) -> None:
     """End a connection under the thread that reads from it."""
     with contextlib.suppress(OSError):
-        local.shutdown(socket.SHUT_RDWR)
+        local.shutdown(socket.SHUT_RDWR)  # a close would not wake it
 
 
 class CommandTunnel(Tunnel):
@@ -274,7 +276,7 @@ class CommandTunnel(Tunnel):
         until = time.monotonic() + seconds
         self._channel.request_open("session")
         self._channel.wait_open(seconds)
-        self._channel.exec_command(self._command)
+        self._channel.exec_command(self._command)  # no terminal: bytes pass as they are
         with self._changed:
             is_known = self._changed.wait_for(
                 lambda: self._has_first_line or self._is_over, max(0.0, until - time.monotonic())
@@ -314,7 +316,7 @@ class CommandTunnel(Tunnel):
                     super().data_received(rest)
                 return
         self._channel.adjust_window(len(data))
-        self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]
+        self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]  # a line may go on for ever
 
     def extended_data_received(self, data: bytes) -> None:
         """Keep the last of what the command complains about."""

@@ -64,6 +64,7 @@ def connect_to_keeper() -> Connection:
     connection = try_connect()
     if connection is None:
         with file_lock(endpoint_file()):
+            # Another process may have started it while we waited for the lock.
             connection = try_connect() or _wait_for_keeper()
     return connection
 
@@ -179,7 +180,7 @@ def _wait_for_keeper() -> Connection:
             why = error.strerror or error
             raise _keeper_unreachable(f"cannot be started here: {why}") from error
         starts += 1
-        connection = try_connect()
+        connection = try_connect()  # even if ours has ended: another one may have been quicker
         if connection is not None:
             return connection
         if why_not:

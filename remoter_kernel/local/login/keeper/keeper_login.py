@@ -158,7 +158,7 @@ class KeeperLogin(LoginFacts):
         """Have something done by the login; one that has died unnoticed is made anew, once."""
         try:
             return self._request(message, *blobs)
-        except LoginGone:
+        except LoginGone:  # nothing was done yet: it can be done again
             self._relogin()
             return self._request(message, *blobs)
 

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         return
     try:
         serve_until_idle(endpoint_file)
-    except Exception as error:  # noqa: BLE001 - whoever waits for it is told the reason
+    except Exception as error:  # noqa: BLE001 - who waits for it reads the reason
         why = str(error)
         if not isinstance(error, OSError | RemoterError):  # a bug
             traceback.print_exc()
@@ -83,8 +83,8 @@ def serve_until_idle(endpoint_file: Path) -> None:
     protect_memory()
     lock = _lock_endpoint(endpoint_file)
     if lock is None:
-        os._exit(0)  # another one answers, or is about to: whoever has started us looks again
-    remove_old_sockets(SOCKET_KIND)
+        os._exit(0)  # another one answers, or is about to: who has started us looks again
+    remove_old_sockets(SOCKET_KIND)  # of tunnels of keepers that were killed
     _remove_dead_socket(endpoint_file)
     with PrivateListener("k", BACKLOG) as listener:
         record = endpoint_record(listener.address, os.getpid())
@@ -94,7 +94,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
         private_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
-        signal.signal(signal.SIGTERM, lambda *_: server.end())
+        signal.signal(signal.SIGTERM, lambda *_: server.end())  # at a shutdown, say
         accepting = Thread(
             _accept_clients,
             args=(listener, bytes.fromhex(record["key"]), server),
@@ -103,14 +103,14 @@ def serve_until_idle(endpoint_file: Path) -> None:
         )
         accepting.start()
         server.serve()
-        # First of all: whoever is turned away from now on must find another keeper.
+        # Before the clients are hung up on: they look at the file for another keeper.
         with contextlib.suppress(RemoterError):
             remove_endpoint_file(endpoint_file, text)
-        os.close(lock)
+        os.close(lock)  # the next keeper may begin
         server.close()
     _log.info("The keeper ends.")
     logs.close_log()
-    # Not sys.exit: whoever still talks is talking to nobody.
+    # Not sys.exit: it would wait for threads that serve clients, and these for their clients.
     os._exit(0)
 
 
@@ -120,7 +120,7 @@ def protect_memory() -> None:
         return
     import resource  # noqa: PLC0415 - POSIX alone has it
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold passwords
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     with contextlib.suppress(OSError, ValueError):
@@ -130,6 +130,7 @@ def protect_memory() -> None:
 
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text(PROCESS_NAME)
+        # Nor may other processes of this person attach: ptrace(2), /proc/PID/mem.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -153,7 +154,7 @@ def _remove_dead_socket(endpoint_file: Path) -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Let whoever started this go on; what goes wrong from now on is written down."""
+    """Close the pipe that our starter waits at; what goes wrong from now on goes to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     sys.stdout.flush()
     for stream in (1, 2):

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeeperServer:
-    """All of a person's kept logins on this machine, and whoever uses them."""
+    """All of a person's kept logins on this machine, and the clients that use them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
@@ -59,7 +59,7 @@ class KeeperServer:
                 if not self._logins and not self._login_of_client and self._grace_left() <= 0:
                     self._is_over = True
                 logins = list(self._logins.values())
-            for login in expired:
+            for login in expired:  # not under the lock: to close takes a while
                 _logging_errors(login.close)
             for login in logins:
                 _logging_errors(login.check_alive)
@@ -130,7 +130,7 @@ class KeeperServer:
             _log.info("Client %x, %s: %s", id(client), message.get("do"), logs.reason(error))
             return error_to_message(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
-            # Its words may hold what somebody typed: the log has the way to it alone.
+            # Its text may hold what somebody typed: the log has only the traceback.
             _log.exception("What a client wanted has failed.")
             return error_to_message(
                 RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
@@ -154,6 +154,7 @@ class KeeperServer:
         remote = Remote(
             **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
         )
+        # The agent, the ticket and the PATH are those of the client, not of who started us.
         kept = {name: value for name, value in os.environ.items() if name not in FORWARDED_ENV}
         destination = resolve_destination(
             remote.host, remote.ssh_config, {**kept, **message["environment"]}

@@ -5,10 +5,10 @@ House rules of this file:
 - A question is open at one client: the one that came last of those whose person can be asked.
   At the one before it is taken back, and that one waits for the login.
 - An answer counts by the number of its question, whoever gives it: the first one does.
-- Whoever declines, or goes, is out, and the question goes back to whoever came before. With the
-  last one the question has its answer: none.
-- What asks for nothing (a banner, "touch the token") is a notice: whoever waits, and has a person,
-  hears it, also if they come later; nobody has to answer it.
+- A client that declines, or goes, is out, and the question goes back to the one that came before.
+  Where none is left, the question has its answer: none.
+- What asks for nothing (a banner, "touch the token") is a notice: each client that waits, and has a
+  person, gets it, also if it comes later; nobody has to answer it.
 - A login for which nobody waits any more is cut, and asks nobody who comes later.
 """
 
@@ -257,7 +257,7 @@ class LoginAttempt:
                 if self._login and self._login.has_ended:
                     self._question = None
                     raise ConnectionClosed
-                self._changed.wait(CHECK_EVERY)  # nobody tells us when a login ends
+                self._changed.wait(CHECK_EVERY)  # no event says that a login has ended
         raise_from_message(question.answer, [])
         return question.answer
 

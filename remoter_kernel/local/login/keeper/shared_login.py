@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
-CHECK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
+CHECK_EVERY = 15.0  # seconds between two looks at a login from which nothing comes
 PROBE_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
 SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
-TRUSTED_FOR = 20.0  # seconds since it was last heard from
+TRUSTED_FOR = 20.0  # seconds since anything came from it
 ANY_TRANSPORT = "auto"
 UNLIMITED = float("inf")
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SharedLogin:
         self._active: _ActiveLogin | None = None
         self._credentials = RemoteCredentials()
         self._attempt: LoginAttempt | None = None  # the last one
-        self.is_over = False  # whoever comes must find another one
+        self.is_over = False  # a client that comes now must get another one
 
     # --- its users (under the server's lock) ---
 
@@ -167,6 +167,7 @@ class SharedLogin:
                 raise _login_gone()
             if self._attempt and not self._attempt.is_over:
                 return self._attempt, None
+            # A login that others use is not taken from them.
             is_unfit = message["is_stale"] or self._is_by_another_transport(remote)
             if is_unfit and not self._is_used_by_others(client):
                 self._drop_login()
@@ -218,9 +219,9 @@ class SharedLogin:
     # --- whether it lives ---
 
     def _is_healthy(self, *, in_doubt: bool) -> bool:
-        """Is there a login that answers? One that was heard of late is believed, if nobody doubts.
+        """Is there a login that answers? It is not asked if something came from it just now.
 
-        This machine may have slept since, and nothing on it knows how long.
+        Unless a client doubts it: this machine may have slept since, and no clock says how long.
         """
         active = self._active
         if active is None or not active.login.is_alive:
@@ -269,8 +270,8 @@ class SharedLogin:
         active, self._active = self._active, None
         if active:
             _log.info("A login ends after %.0f s.", time.time() - active.since)
-            self._credentials.allow_reuse()
-            active.login.abort()
+            self._credentials.allow_reuse()  # it had let us in
+            active.login.abort()  # else a close could wait for a dead network
             active.login.close()
 
 

@@ -1,9 +1,9 @@
-"""Puts ssh's questions to a person: `askpass` brings them here, one connection for each.
+"""Puts ssh's questions to a person: `askpass` sends them here, one connection for each.
 
 ssh asks for itself (a passphrase, a PIN, whether a host key is the right one), and passes on
-what a server asks. All of it is but a text. It is taken for ssh's own only if it begins as ssh
-begins, and if no server could have made it begin so: before any has been let to ask, or where
-ssh puts "(user@host) " before a server's questions.
+what a server asks. Both come as plain text. We take a text for ssh's own only if it begins as
+ssh's do, and if no server could have made it begin so: before a server may ask anything, or
+where ssh puts "(user@host) " before a server's questions (since OpenSSH 8.5).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SSHPrompts:
         self.is_asking = False
         # The person wants the host key that was accepted to be remembered
         self.remembers_host_key = False
-        # The ssh that asks: it tells of itself how far it is
+        # The ssh that asks, and its log: how far it is decides who can be asking
         self.process: LoginProcess | None = None
         self.on_problem: Callable[[], None] = lambda: None
         # Gives what the server has said to everybody, and nobody has seen yet
@@ -86,7 +86,7 @@ class SSHPrompts:
                     return ask()
                 except RemoterError as error:
                     self.problem = error
-                except Exception as error:  # noqa: BLE001 - else nobody would hear the next question
+                except Exception as error:  # noqa: BLE001 - else the next question would not be asked
                     self.problem = RemoterError(
                         f"what ssh asked could not be passed on: {type(error).__name__}."
                     )

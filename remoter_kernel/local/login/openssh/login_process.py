@@ -143,7 +143,7 @@ class LoginProcess(SSHDebugLog):
         self._on_step(self.step)
         self._process = process = subprocess.Popen(
             self._argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # else ssh would read what is meant for us
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=self._environment,
@@ -215,7 +215,7 @@ class LoginProcess(SSHDebugLog):
                 thread.join(ENDS_WITHIN)
 
     def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> None:
-        process.wait()
+        process.wait()  # not the end of stderr: a ProxyCommand may hold that
         with self._changed:
             self._is_over = True
             self._changed.notify_all()

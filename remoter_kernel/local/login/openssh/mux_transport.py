@@ -1,11 +1,11 @@
 """All commands and tunnels of a login over one OpenSSH master: ours, or the person's own.
 
 Speaks with an OpenSSH master process through its socket (PROTOCOL.mux of OpenSSH). One connection
-makes one request. The master is given the descriptors that it is to read and write, so no process
-stands between it and us, and an end of file there is one here at once.
+makes one request. We pass the master the descriptors that it is to read and write: no process
+stands between it and us, and an end of file at its end is one at ours at once.
 
-A master hears all that goes to the host behind it, and nobody has checked that host's key but
-the master: one that another user of this machine runs is none of ours, wherever its socket is.
+A master sees all that goes to the host behind it, and nobody but the master has checked that
+host's key: we use none that another user of this machine runs, wherever its socket is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 ANSWERS_WITHIN = 5.0  # seconds; the master is on this machine
@@ -44,6 +44,7 @@ ENDS_WITHIN = 2.0  # seconds
 HELLO, VERSION = 0x00000001, 4
 NEW_SESSION, ALIVE_CHECK, NEW_FORWARD = 0x10000002, 0x10000004, 0x10000008
 DENIED, FAILED, EXITED, ALIVE, OPENED = range(0x80000002, 0x80000007)
+STREAMS = {NEW_SESSION: 3, NEW_FORWARD: 2}  # so many descriptors does each need
 NO_ESCAPE = 0xFFFFFFFF
 REQUEST = 1  # its number: one connection makes only one
 LARGEST_ANSWER = 64 * 1024  # bytes of one answer: real ones have some dozens
@@ -110,26 +111,21 @@ class MuxTransport(OpenSSHTransport):
 
     def open_session(self, command: str, seconds: float) -> MuxStreams:
         """Start a command."""
+        no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
+        words = ("", *no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
         try:
-            return self._open_streams(
-                lambda connection, ends: connection.open_session(command, ends), seconds, streams=3
-            )
+            return self._open_streams(seconds, NEW_SESSION, *words)
         except MuxError:
             raise ChannelOpenError(CONNECT_FAILED) from None
 
     def open_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
         """Have the server connect to there."""
         try:
-            return self._open_forward_streams(host, port, seconds)
+            return self._open_streams(seconds, NEW_FORWARD, "", host, port)
         except MuxError:
             # The master does not say why. What would surely answer, if it were allowed, does.
             code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
             raise ChannelOpenError(code) from None
-
-    def _open_forward_streams(self, host: str, port: int, seconds: float) -> MuxStreams:
-        return self._open_streams(
-            lambda connection, ends: connection.open_forward(host, port, ends), seconds, streams=2
-        )
 
     def _forbids_forwarding(self, seconds: float) -> bool:
         """Try to reach the sshd that we talk with: it listens, so a refusal is a rule."""
@@ -138,7 +134,8 @@ class MuxTransport(OpenSSHTransport):
         try:
             running.start("echo $SSH_CONNECTION", b"", deadline)
             words = running.wait(deadline).stdout.split()
-            self._open_forward_streams(words[-2].decode(), int(words[-1]), seconds).close()
+            where = words[-2].decode(), int(words[-1])
+            self._open_streams(seconds, NEW_FORWARD, "", *where).close()
         except MuxError:
             return True
         except (IndexError, ValueError, ChannelOpenError):
@@ -147,20 +144,18 @@ class MuxTransport(OpenSSHTransport):
             running.close()
         return False
 
-    def _open_streams(
-        self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
-    ) -> MuxStreams:
+    def _open_streams(self, seconds: float, request: int, *words: int | str) -> MuxStreams:
         if not self.active:
             raise ConnectionClosed
         connection = Mux(self._socket_path, seconds)
-        pipes = [os.pipe() for _ in range(streams)]
+        pipes = [os.pipe() for _ in range(STREAMS[request])]
         # We write to stdin, and read from the others.
         ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
         theirs = [pipes[0][0], *(pipe[1] for pipe in pipes[1:])]
         opened = MuxStreams(connection, self._socket_path, ours)
         began = time.perf_counter()
         try:
-            ask(connection, theirs)
+            connection.open(theirs, request, *words)
         except BaseException:
             connection.close()
             opened.close_streams()
@@ -193,7 +188,7 @@ class MuxTransport(OpenSSHTransport):
     def _end_connection(self) -> None:
         watcher = self._watcher
         if self._is_ours and watcher is not None:
-            self._signal_master(signal.SIGTERM)
+            self._signal_master(signal.SIGTERM)  # it removes its socket
             watcher.join(ENDS_WITHIN)
             if watcher.is_alive():
                 self._signal_master(signal.SIGKILL)
@@ -222,7 +217,7 @@ class Mux:
         self._sock.settimeout(seconds)
         try:
             self._sock.connect(str(path))
-            _check_owner(self._sock, path)
+            _check_owner(self._sock, path)  # before a word is said to it
             self._send(HELLO, VERSION)
             kind, version, *_ = struct.unpack_from(">II", self._receive())
         except (OSError, struct.error) as error:
@@ -242,21 +237,14 @@ class Mux:
         self._send(ALIVE_CHECK, REQUEST)
         return self._expect(ALIVE)
 
-    def open_session(self, command: str, descriptors: Sequence[int]) -> None:
-        """Start a command; the descriptors are its stdin, stdout and stderr."""
-        no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
-        words = (*no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
-        self._send(NEW_SESSION, REQUEST, "", *words, descriptors=descriptors)
-        self._expect(OPENED)
-
-    def open_forward(self, host: str, port: int, descriptors: Sequence[int]) -> None:
-        """Connect to `host`:`port` from there; the descriptors are what is sent and received."""
-        self._send(NEW_FORWARD, REQUEST, "", host, port, descriptors=descriptors)
+    def open(self, descriptors: Sequence[int], request: int, *words: int | str) -> None:
+        """Have the master begin something that reads and writes these descriptors."""
+        self._send(request, REQUEST, *words, descriptors=descriptors)
         self._expect(OPENED)
 
     def wait_for_exit(self) -> int | None:
         """Wait until the session's command ends; None where nobody says how."""
-        self._seconds = None
+        self._seconds = None  # a command may run for as long as it likes
         with contextlib.suppress(ConnectionClosed, struct.error):
             while True:
                 kind, _session, status, *_ = struct.unpack_from(">III", self._receive())
@@ -283,6 +271,7 @@ class Mux:
             self._sock.sendall(struct.pack(">I", len(body)) + body)
             for descriptor in descriptors:
                 one = array.array("i", [descriptor])
+                # One descriptor to a message, with one byte: as `mm_send_fd` of OpenSSH does.
                 self._sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, one)])
         except TimeoutError:
             raise ResponseTimeout from None
@@ -306,7 +295,7 @@ class Mux:
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
             (size,) = struct.unpack(">I", read_exactly(self._sock, 4, deadline))
-            if size > LARGEST_ANSWER:
+            if size > LARGEST_ANSWER:  # not a master
                 raise ConnectionClosed
             return read_exactly(self._sock, size, deadline)
         except TimeoutError:

@@ -152,6 +152,7 @@ class OpenSSHLogin(SSHLogin):
         self, prompter: Prompter | None, on_step: Callable[[str], None]
     ) -> None:
         self._folder = folder = _new_private_folder()
+        # Where nobody can be asked, ssh must not open a window of some other askpass.
         environment = {**self._destination.environment, **NO_ASKPASS}
         if prompter is not None:
             self._askpass = self._new_askpass_server(prompter, folder)
@@ -332,7 +333,7 @@ def _remove_stale_folders(where: Path) -> None:
 
 def _is_stale_folder(folder: Path) -> bool:
     """Say whether that is a folder of ours in which no master serves any more."""
-    found = folder.lstat()
+    found = folder.lstat()  # not stat: a link may lead to a folder of this person
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     if not is_ours or time.time() - found.st_mtime <= STALE_AFTER:
         return False

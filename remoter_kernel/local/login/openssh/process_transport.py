@@ -95,11 +95,13 @@ class ProcessTransport(OpenSSHTransport):
 
     def open_session(self, command: str, seconds: float) -> ProcessStreams:  # noqa: ARG002 (it begins at once)
         """Start an ssh with this command; a login that fails is how the command ends."""
+        # Its stderr is the command's: what ssh would say of itself must not stand in it.
         return self._start_ssh("ERROR", command=command)
 
     def open_forward(self, host: str, port: int, seconds: float) -> ProcessStreams:
         """Start an ssh that connects to there."""
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # -W says only at DEBUG2 that the connection is there.
         streams = self._start_ssh("DEBUG2", "-W", where)
         is_late = threading.Event()
 

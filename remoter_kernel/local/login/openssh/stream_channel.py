@@ -153,7 +153,7 @@ class StreamChannel:
     def _start_threads(self, streams: ChannelStreams) -> None:
         self._streams = streams
         if os.name == "posix":  # elsewhere a pipe always blocks, and `send` with it
-            os.set_blocking(streams.stdin, False)
+            os.set_blocking(streams.stdin, False)  # `send` has a deadline
         receiver = self._receiver
         jobs: list[Callable[[], None]] = [
             lambda: self._read(streams.stdout, receiver.data_received)
@@ -212,7 +212,7 @@ class StreamChannel:
                 self._changed.wait_for(lambda: self._unconsumed < WINDOW or self._is_closing)
             try:
                 data = os.read(descriptor, READ_AT_ONCE)
-            except OSError:
+            except OSError:  # closed under it
                 data = b""
             if not data:
                 break

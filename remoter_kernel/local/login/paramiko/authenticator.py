@@ -98,12 +98,12 @@ class Authenticator:
 
     def run(self) -> None:
         """Be let in, or raise LoginRefused, ConnectionClosed or ResponseTimeout."""
-        self._userauth.request_service()
+        self._userauth.request_service()  # the answer is not waited for: that saves a round trip
         if not self._can_pipeline:
             self._userauth.wait_for_service(self._destination.connect_timeout)
         try:
             result = self._first_attempt()
-            for _ in range(MOST_ATTEMPTS):
+            for _ in range(MOST_ATTEMPTS):  # a server could ask for more for ever
                 if result.is_success:
                     break
                 result = self._next_attempt(result)
@@ -147,6 +147,7 @@ class Authenticator:
     def _next_attempt(self, result: AuthResult) -> AuthResult:
         """Go on from a verdict that was not the last."""
         if result.is_partial and self._progress.accepted:
+            # Right answers may be asked for first, and a key after them.
             self._progress.has_tried_keys = False
         method = self._next_method(result)
         if method == PUBLICKEY:
@@ -162,13 +163,14 @@ class Authenticator:
             else:
                 result, typed = self._keyboard_interactive(password)
         except ConnectionClosed:
+            # sshd hangs up after MaxAuthTries.
             if self._progress.rejected:
                 raise self._disconnected() from None
             raise
         if result.is_success or result.is_partial:
             self._progress.accepted += typed
             self._progress.rejected = 0
-        elif password:
+        elif password:  # it was ours, not a person's: that is none of their tries
             self._credentials.store_password("")
         else:
             self._progress.rejected += 1
@@ -188,6 +190,7 @@ class Authenticator:
             try:
                 self._userauth.send_key(self._destination.user, key)
             except CannotSign as error:
+                # An agent may ask its person, who may decline: the next key may do.
                 self._key_ring.notes.append(f"{name} did not sign: {error}.")
                 continue
             self._progress.keys += 1
@@ -198,7 +201,7 @@ class Authenticator:
                 return result
             self._on_refusal()
             if result.is_partial or PUBLICKEY not in result.methods_left:
-                return result
+                return result  # another method is due; more keys would count as failures
         return result or self._query_methods()  # only where no key could be shown
 
     def _decrypt_key(
@@ -213,13 +216,13 @@ class Authenticator:
         if key.public:
             self._userauth.query_key(self._destination.user, key.algorithm, key.public)
             response = self._wait_for_response()
-            if isinstance(response, AuthResult):
+            if isinstance(response, AuthResult):  # it would not: nobody is asked
                 self._progress.keys += 1
                 return response, None
         for attempt in range(self._destination.rules.prompts):
             again = "That was not it." if attempt else ""
             phrase = known or self._prompt_for_passphrase(key.file, again)
-            if not phrase:
+            if not phrase:  # an empty answer: the person passes this key over
                 break
             if unlocked := key.unlock(phrase):
                 self._credentials.store_passphrase(str(key.file), phrase)

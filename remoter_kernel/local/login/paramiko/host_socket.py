@@ -84,7 +84,7 @@ def _via_tcp(destination: Destination) -> socket.socket:
             problem = error
             sock.close()
             continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # ours are small messages
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_FOR)
@@ -118,7 +118,7 @@ def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tu
 
     resolver = Thread(ask, name="ssh-look-up", on_error=answer.append)
     resolver.start()
-    resolver.join(destination.connect_timeout)
+    resolver.join(destination.connect_timeout)  # then it is left alone: nothing can stop it
     if not answer:
         raise Unreachable(
             f"the name {destination.host_name} was not resolved within "
@@ -162,7 +162,7 @@ def _via_proxy_command(destination: Destination) -> HostSocket:
         )
     near, far = socket.socketpair()
     try:
-        with far:
+        with far:  # the command has its own copy: its end must be the stream's end
             command = _ProxyCommand(destination, far.fileno())
     except OSError as error:
         near.close()

@@ -73,7 +73,7 @@ class KeyRing:
         return (one for one in self._all_candidates() if self._is_allowed(*one))
 
     def _all_candidates(self) -> Iterator[tuple[str, Any]]:
-        self._locked.clear()
+        self._locked.clear()  # keys may be tried again, after another method
         self._agent = _open_agent(self.destination, self.notes)
         agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}
         shown: set[bytes] = set()
@@ -82,6 +82,7 @@ class KeyRing:
             yield from self._keys_in_file(file, agent_keys, shown, must_exist=True)
         if not self.destination.identities_only:
             for blob, key in agent_keys.items():
+                # paramiko cannot use the keys of a FIDO token.
                 if blob not in shown and not key.get_name().startswith(SECURITY_KEY_PREFIX):
                     shown.add(blob)
                     yield f"{key.comment or key.get_name()} (agent)", key
@@ -169,7 +170,7 @@ def has_only_security_keys(destination: Destination) -> bool:
     kinds = ["".join(_read_public_half(file)[:1]) for file in files if file.exists()]
     if not all(kind.startswith(SECURITY_KEY_PREFIX) for kind in kinds):
         return False
-    if destination.identities_only:
+    if destination.identities_only:  # the agent's other keys are not shown
         return bool(kinds)
     with contextlib.closing(_open_agent(destination, [])) as agent:
         agent_keys = [key.get_name() for key in agent.get_keys()]

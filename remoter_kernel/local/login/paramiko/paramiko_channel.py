@@ -86,7 +86,9 @@ class ParamikoChannel(LinkedChannel):
         self._open_failure_code: int | None = None
         self._remote_window = 0  # bytes that the other end takes from us by now
         self._remote_max_packet = 0  # bytes, the most it takes at once
-        self._consumed = 0  # bytes that the receiver is done with, and the other end not told of
+        self._consumed = (
+            0  # bytes that the receiver is done with, and which the other end does not know of
+        )
         self._window_left = WINDOW  # bytes that the other end may still send
         self._sends_in_progress = 0  # messages that threads send just now: CLOSE waits for them
         self._ended = self._eof_sent = self._is_closing = self._close_received = False
@@ -287,7 +289,7 @@ class ParamikoChannel(LinkedChannel):
         self._receiver.connection_lost()
 
     def on_connection_gone(self) -> None:
-        """The connection has ended; paramiko tells each channel, one after the other."""
+        """The connection has ended; called for each channel, one after the other."""
         # Whoever learns of the end by this channel must not find the connection alive.
         self._carrier.active = False
         self.mark_ended()

@@ -102,6 +102,7 @@ class ParamikoLogin(SSHLogin):
                 do()
                 self.seconds[step] = time.perf_counter() - began
         except (ConnectionClosed, LoginRefused) as error:
+            # A refusal after a cut, or after a violation, is only what followed from that.
             if isinstance(error, LoginRefused) and not (self._is_cut or self.violation):
                 self.close()
                 raise
@@ -140,7 +141,7 @@ class ParamikoLogin(SSHLogin):
         self._known_hosts = KnownHosts(destination)
         self._socket = connect_to_host(destination, before)
         self._transport = ParamikoTransport(self._socket.sock, self._known_hosts.known_kinds)
-        self._transport.restrict_algorithms(destination)
+        self._transport.restrict_algorithms(destination)  # they are offered in the handshake
         try:
             self._transport.handshake(destination.connect_timeout)
         except NegotiationFailed as error:

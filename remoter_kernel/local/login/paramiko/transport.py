@@ -244,7 +244,7 @@ class ParamikoTransport(internals.HookedTransport):
     def remove_channel(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
         self._open_channels.pop(channel.number, None)
-        internals.unlink_channel(self, channel.number)
+        internals.unlink_channel(self, channel.number)  # its number may be used again
 
     def _on_open_confirmation(self, message: Any) -> None:
         number, *said = (message.get_int() for _ in range(4))

@@ -133,12 +133,12 @@ class UserauthHandler(internals.HookedAuthHandler):
     def send_ignore(self) -> None:
         """Send what means nothing: a connection that is dead cannot acknowledge it."""
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            self.transport.send_ignore(1)
+            self.transport.send_ignore(1)  # byte
 
     def abort(self) -> None:
         """The connection ended (paramiko calls this)."""
         super().abort()
-        self._service_accepted.set()
+        self._service_accepted.set()  # whoever waits for it looks at `transport.active`
         self._responses.put(None)
 
     def handlers(self) -> dict[int, Callable[[Any], None]]:
@@ -153,7 +153,7 @@ class UserauthHandler(internals.HookedAuthHandler):
 
     def _enqueue(self, response: AuthResult | InfoRequest | ServerViolation) -> None:
         """Keep it for whoever waits; what comes after the login, nobody waits for."""
-        if self.authenticated:
+        if self.authenticated:  # a server may go on for as long as the login lasts
             return
         if self._responses.qsize() >= MOST_UNREAD:
             raise ServerViolation("answers what it was not asked")
