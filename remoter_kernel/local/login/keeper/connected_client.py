@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import Message, Reply, receive_message, send_message
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -16,33 +16,31 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.login.tunnel import Tunnel
 
-Received = tuple[dict[str, Any], list[bytes]]
-
 
 class ConnectedClient:
     """A proxy or a command at the other end of a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._requests: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()  # steps and questions may come from two threads
         self.is_gone = False
         self.may_ask = False  # is a person there who can be asked?
         self.place = ""  # where they sit, as in "in analysis.ipynb"
         # Called in the thread that reads: by what it answers, while it waits for a login.
-        self.on_answer: Callable[[dict[str, Any]], None] = lambda _message: None
+        self.on_answer: Callable[[Message], None] = lambda _message: None
         self.on_end: Callable[[], None] = lambda: None
         self._tunnels: list[Tunnel] = []
         self._reader = Thread(self._read, name="keeper-ear", on_error=self._on_read_end)
 
-    def requests(self) -> Iterator[Received]:
+    def requests(self) -> Iterator[Reply]:
         """Yield what it asks for, until it goes."""
         self._reader.start()
         while (received := self._requests.get()) is not None:
             yield received
 
-    def send(self, message: dict[str, Any], *blobs: bytes) -> None:
+    def send(self, message: Message, *blobs: bytes) -> None:
         """Send it something; nothing happens if it is gone."""
         with contextlib.suppress(OSError), self._send_lock:
             send_message(self._connection, message, *blobs)
@@ -57,7 +55,7 @@ class ConnectedClient:
 
     # --- its tunnels ---
 
-    def register_tunnel(self, tunnel: Tunnel) -> dict[str, Any]:
+    def register_tunnel(self, tunnel: Tunnel) -> Message:
         """Keep a tunnel for as long as the client stays."""
         with self._lock:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]

@@ -39,6 +39,9 @@ WINDOWS_FLAGS = 0x00000200 | 0x00000008  # new group, no console
 BREAKAWAY_FROM_JOB = 0x01000000  # Windows: not every job lets anybody out
 _prestarted: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
+Message = dict[str, Any]  # JSON
+Reply = tuple[Message, list[bytes]]  # a message, and the bytes that belong to it
+
 POLL_EVERY = 0.2  # seconds between two looks at whether a wait was called off
 FORWARDED_ENV = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
 BLOBS = "blobs"  # how many frames of bytes follow
@@ -216,20 +219,20 @@ def _keeper_unreachable(what: str) -> RemoterError:
 
 
 # How a keeper and its clients talk: JSON, bytes behind it, errors by their names.
-def send_message(connection: Connection, message: dict[str, Any], *blobs: bytes) -> None:
+def send_message(connection: Connection, message: Message, *blobs: bytes) -> None:
     """Send a message; `blobs` are bytes that belong to it."""
     connection.send_bytes(json.dumps({**message, BLOBS: len(blobs)}).encode())
     for blob in blobs:
         connection.send_bytes(blob)
 
 
-def receive_message(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
+def receive_message(connection: Connection) -> Reply:
     """Wait for a message; EOFError or OSError when the other end is gone."""
-    message: dict[str, Any] = json.loads(connection.recv_bytes())
+    message: Message = json.loads(connection.recv_bytes())
     return message, [connection.recv_bytes() for _ in range(message.pop(BLOBS))]
 
 
-def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
+def error_to_message(error: RemoterError) -> Reply:
     """Return an error as a message."""
     message = {
         "error": type(error).__name__,
@@ -242,7 +245,7 @@ def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
     return message, []
 
 
-def raise_from_message(message: dict[str, Any], blobs: list[bytes]) -> None:
+def raise_from_message(message: Message, blobs: list[bytes]) -> None:
     """Raise the error that a message tells of, if it does."""
     name = message.get("error")
     if not name:

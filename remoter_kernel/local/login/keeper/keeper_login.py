@@ -18,6 +18,8 @@ from remoter_kernel.local.login.keeper.endpoint import (
     FORWARDED_ENV,
     LOGIN_FACTS,
     POLL_EVERY,
+    Message,
+    Reply,
     raise_from_message,
     receive_message,
     send_message,
@@ -123,7 +125,7 @@ class KeeperLogin(LoginFacts):
             self._connection = endpoint.connect_to_keeper()
         message["in_doubt"] = True  # from now on: a second login follows one that was lost
 
-    def _log_in(self, message: dict[str, Any], **options: Any) -> None:
+    def _log_in(self, message: Message, **options: Any) -> None:
         known, _ = self._request(message, **options)
         for name, kind in LOGIN_FACTS.items():
             if isinstance(known.get(name), kind):
@@ -150,11 +152,11 @@ class KeeperLogin(LoginFacts):
         """Relay one connection here to a command there, once that has said its greeting."""
         return self._open({"do": "open pipe", "command": command}, first_line)
 
-    def _open(self, message: dict[str, Any], *blobs: bytes) -> KeeperTunnel:
+    def _open(self, message: Message, *blobs: bytes) -> KeeperTunnel:
         answer, _ = self._call(message, *blobs)
         return KeeperTunnel(answer["address"], bytes.fromhex(answer["secret"]))
 
-    def _call(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def _call(self, message: Message, *blobs: bytes) -> Reply:
         """Have something done by the login; one that has died unnoticed is made anew, once."""
         try:
             return self._request(message, *blobs)
@@ -181,11 +183,11 @@ class KeeperLogin(LoginFacts):
 
     def _request(
         self,
-        message: dict[str, Any],
+        message: Message,
         *blobs: bytes,
         prompter: Prompter | None = None,
         on_step: Callable[[str], None] = lambda _step: None,
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    ) -> Reply:
         """Ask the keeper for something; answer what it asks meanwhile."""
         with self._lock:
             try:
@@ -202,11 +204,11 @@ class KeeperLogin(LoginFacts):
 
     def _exchange(
         self,
-        message: dict[str, Any],
+        message: Message,
         blobs: tuple[bytes, ...],
         prompter: Prompter | None,
         on_step: Callable[[str], None],
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    ) -> Reply:
         """Return what the keeper answers in the end."""
         connection = self._connection
         if connection is None or self._is_cut:

@@ -12,13 +12,18 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
-from remoter_kernel.local.login.keeper.endpoint import FORWARDED_ENV, error_to_message
+from remoter_kernel.local.login.keeper.endpoint import (
+    FORWARDED_ENV,
+    Message,
+    Reply,
+    error_to_message,
+)
 from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 from remoter_kernel.local.login.login import LoginGone
 from remoter_kernel.local.login.ssh_config import resolve_destination
@@ -33,7 +38,6 @@ CHECK_EVERY = 15.0  # seconds between two looks at the logins
 GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in
 FIRST_GRACE = 20.0  # seconds until the first has come: a busy machine takes its time
 
-Answer = tuple[dict[str, Any], list[bytes]]
 _log = logging.getLogger(__name__)
 
 
@@ -121,9 +125,7 @@ class KeeperServer:
                 self._grace_until = self._clock() + GRACE
                 self._changed.notify_all()
 
-    def _handle(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> Answer:
+    def _handle(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         try:
             return self._dispatch(client, message, blobs)
         except RemoterError as error:
@@ -136,9 +138,7 @@ class KeeperServer:
                 RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
             )
 
-    def _dispatch(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> Answer:
+    def _dispatch(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         """Do one thing for a client; what is not done is a RemoterError."""
         match message["do"]:
             case "log in":
@@ -150,7 +150,7 @@ class KeeperServer:
             raise LoginGone("nobody has logged in yet.", "Log in first.")
         return login.execute(client, message, blobs)
 
-    def _log_in(self, client: ConnectedClient, message: dict[str, Any]) -> dict[str, Any]:
+    def _log_in(self, client: ConnectedClient, message: Message) -> Message:
         remote = Remote(
             **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
         )
@@ -180,7 +180,7 @@ class KeeperServer:
             login.add_user(client, remote.name, lifetime)
             return login
 
-    def _end_logins(self, name: str) -> dict[str, Any]:
+    def _end_logins(self, name: str) -> Message:
         """End what only this remote uses (all, if none is named); say whether more is kept."""
         with self._changed:
             ended = {

@@ -17,10 +17,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError, Unreachable
-from remoter_kernel.local.login.keeper.endpoint import error_to_message, raise_from_message
+from remoter_kernel.local.login.keeper.endpoint import Message, error_to_message, raise_from_message
 from remoter_kernel.local.login.login import ConnectionClosed
 from remoter_kernel.local.login.prompts import NeedsPerson, NotAnswered, Trust, describe_prompts
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
     from remoter_kernel.local.login.prompts import Prompt
     from remoter_kernel.local.login.ssh_login import SSHLogin
-
-Message = dict[str, Any]
 MOST_NOTICES = 20  # the last ones
 CHECK_EVERY = 1.0  # seconds between two looks at whether a question still has a point
 LOG_IN_THERE = "Answer it there, or log in at a terminal: `remoter check NAME`."

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError
-from remoter_kernel.local.login.keeper.endpoint import error_to_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import Message, error_to_message, send_message
 from remoter_kernel.local.login.prompts import CancellablePrompter, Prompt, Withdrawn
 from remoter_kernel.protocol.threads import Thread
 
@@ -23,11 +23,11 @@ class PromptThread:
     def __init__(self, connection: Connection, prompter: Prompter | None) -> None:
         self._connection = connection
         self._prompter = prompter
-        self._message: dict[str, Any] = {}
+        self._message: Message = {}
         self._withdrawn = threading.Event()
         self._thread: Thread | None = None
 
-    def ask(self, message: dict[str, Any]) -> None:
+    def ask(self, message: Message) -> None:
         """Ask, or say where somebody else is asked; what was open until now is taken back."""
         if message == self._message:  # it stands there already
             return
@@ -44,7 +44,7 @@ class PromptThread:
         if thread and isinstance(self._prompter, CancellablePrompter):
             thread.join()
 
-    def _run(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
+    def _run(self, message: Message, withdrawn: threading.Event) -> None:
         try:
             answer = self._answer(message, withdrawn)
         except Withdrawn:
@@ -58,7 +58,7 @@ class PromptThread:
             with contextlib.suppress(OSError):
                 send_message(self._connection, {**answer, "number": message.get("number", 0)})
 
-    def _answer(self, message: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
+    def _answer(self, message: Message, withdrawn: threading.Event) -> Message:
         """Put it to whoever sits here; nothing: the keeper waits for no answer."""
         prompter = self._prompter
         assert prompter is not None  # noqa: S101 - the keeper was told who may be asked

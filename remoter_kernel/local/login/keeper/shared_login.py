@@ -11,12 +11,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.credentials import RemoteCredentials
-from remoter_kernel.local.login.keeper.endpoint import LOGIN_FACTS
+from remoter_kernel.local.login.keeper.endpoint import LOGIN_FACTS, Message, Reply
 from remoter_kernel.local.login.keeper.login_attempt import LoginAttempt
 from remoter_kernel.local.login.log_in import log_in_to
 from remoter_kernel.local.login.login import LoginGone
@@ -92,15 +92,13 @@ class SharedLogin:
 
     # --- what it is used for ---
 
-    def execute(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    def execute(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         """Do one thing over the login; what is not done is a RemoterError."""
         login, command = self._live_login, message.get("command", "")
         match message["do"]:
             case "run":
                 ran = login.run(command, blobs[0], seconds=message["seconds"])
-                answer: dict[str, Any] = {"status": ran.status}
+                answer: Message = {"status": ran.status}
                 back = [ran.stdout, ran.stderr]
             case "run until line":
                 line = login.run_until_line(command, blobs[0], blobs[1], message["seconds"])
@@ -130,8 +128,8 @@ class SharedLogin:
         client: ConnectedClient,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
-    ) -> dict[str, Any]:
+        message: Message,
+    ) -> Message:
         """Return what is known of the login; log in, if there is none that lives."""
         client.may_ask = bool(message["may_ask"])
         client.place = to_one_line(str(message["place"]))
@@ -157,7 +155,7 @@ class SharedLogin:
         client: ConnectedClient,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
+        message: Message,
     ) -> tuple[LoginAttempt | None, Callable[[], None] | None]:
         """Return the login that is being made, and what begins it if it is a new one."""
         with self._attempt_lock:
@@ -190,7 +188,7 @@ class SharedLogin:
         attempt: LoginAttempt,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
+        message: Message,
     ) -> None:
         """Log in, in a thread of its own: whoever waits for it may come and go."""
         _log.info("Logging in for the remote %s.", remote.name)

@@ -103,8 +103,8 @@ class BoundedPacketizer(internals.HookedPacketizer):
         return bytes(super().read_all(n, check_rekey))
 
 
-# 15 attributes of ours beside paramiko's 71: paramiko's Transport is a thread, a state machine
-# and a socket in one, and can only be taught from inside.
+# 18 attributes: five are paramiko's own. Its Transport is a thread, a state machine and a socket
+# in one, and can only be taught from inside.
 class ParamikoTransport(internals.HookedTransport):
     """One SSH connection. `handshake`, log in, open channels, `close_and_join`."""
 
