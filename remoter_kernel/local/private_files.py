@@ -98,6 +98,7 @@ def file_lock(path: Path) -> Iterator[None]:
     with _naming_file(path):
         path = path.resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A file of its own: `path` itself is replaced, and a lock on the old one says nothing.
         lock = path.with_name(f".{path.name}.lock")
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -166,6 +167,7 @@ class LogOf(NamedTuple):
 def begin_log_file(kind: str, remote: str | None = None) -> None:
     """Log what this process does: a "proxy", a "keeper", or a "command"."""
     clock = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    # A name may hold what no file's name can, or be a path.
     about = re.sub(r"[^a-z0-9._-]", "_", remote or "")[:LONGEST_NAME]
     name = "-".join(filter(None, (kind, about, clock, str(os.getpid()))))
     logs.open_log(folder() / f"{name}.log", logs.wanted(), chores=clear_old)
@@ -192,7 +194,7 @@ def clear_old() -> None:
     """Remove logs of processes that have ended: old ones, and what is more than enough."""
     kept = {"proxy": 0, "keeper": 0, "command": 0}
     for log in log_files():
-        if log.is_open:
+        if log.is_open:  # it may write on
             continue
         kept[log.kind] += 1
         if kept[log.kind] > MOST_KEPT or time.time() - log.changed > KEPT_FOR:

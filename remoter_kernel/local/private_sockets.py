@@ -94,7 +94,7 @@ class PrivateListener:
                 # As much as the system gives: a sender waits less often for the other one's turn.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
                 return connection
-            connection.close()
+            connection.close()  # root, or a folder that others can enter by now
 
     def unlink(self) -> None:
         """Let nobody else connect; whoever has done so already can still be accepted."""
@@ -115,7 +115,7 @@ class PrivateListener:
     def _listen_at_path(self, kind: str, backlog: int) -> socket.socket | None:
         """Listen at a unix socket, if one can be made anywhere."""
         for folder in _socket_folders() if HAS_UNIX_SOCKETS else ():
-            path = folder / f"{kind}{secrets.token_hex(4)}"
+            path = folder / f"{kind}{secrets.token_hex(4)}"  # many listen at a time
             listener: socket.socket | None = None
             try:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -135,7 +135,7 @@ def connect_to_listener(address: str, seconds: float) -> socket.socket:
     """Connect to a listener of this person; OSError where nobody is, or somebody else."""
     if address.startswith(UNIX_SCHEME):
         connection = _connect_to_path(address.removeprefix(UNIX_SCHEME), time.monotonic() + seconds)
-        if not is_own_process(connection):
+        if not is_own_process(connection):  # before we send anything
             connection.close()
             raise PermissionError("another user listens there")
     else:
@@ -198,6 +198,7 @@ def remove_old_sockets(kind: str) -> None:
     """Remove the files of sockets of this kind whose processes were killed before they did."""
     with contextlib.suppress(OSError):
         for path in _default_folder().glob(f"{kind}*"):
+            # A younger one may be of a tunnel whose user has yet to connect.
             if time.time() - path.lstat().st_mtime > STALE_SOCKET_AFTER:
                 path.unlink()
 
@@ -255,12 +256,12 @@ def _listen_at_tcp(backlog: int) -> socket.socket:
     for port in random.sample(NON_EPHEMERAL_PORTS, PORT_TRIES):
         with contextlib.suppress(OSError):
             return socket.create_server(("127.0.0.1", port), backlog=backlog)
-    return socket.create_server(("127.0.0.1", 0), backlog=backlog)
+    return socket.create_server(("127.0.0.1", 0), backlog=backlog)  # rather than none
 
 
 def authenticate_as_client(connection: socket.socket, key: bytes, port: int) -> bool:
     """Let the keeper prove itself, and only then prove that we know the key, too."""
-    mine = secrets.token_bytes(SECRET_SIZE)
+    mine = secrets.token_bytes(SECRET_SIZE)  # a proof that was overheard fits no other nonce
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         connection.sendall(mine)
         theirs, proof = read(SECRET_SIZE), read(SECRET_SIZE)
@@ -298,6 +299,7 @@ def new_secret() -> bytes:
 
 
 def _digest(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, port: int) -> bytes:
+    # The role: no answer can be sent back as a proof. The port: nobody can pass it on elsewhere.
     words = b"|".join((role, client_nonce, keeper_nonce, str(port).encode()))
     return hmac.digest(key, words, "sha256")
 

@@ -30,6 +30,7 @@ def hops_with_names(destination: Destination) -> Iterator[tuple[Destination, str
     way: list[str] = []
     for hop in (*destination.jumps, destination):
         name = account_name(hop)
+        # By one name and port there may be several hosts, each known by an alias of its own.
         if hop.host_key_alias:
             name += f" known as {hop.host_key_alias}"
         if hop.proxy_command:  # there may be secrets in it, and names can be read by all
@@ -151,7 +152,7 @@ class RemoteCredentials:
         """Use the system's keyring, too, or do not."""
         if is_remembered != (self._store is not None):
             self._store = KeyringStore() if is_remembered else None
-            self._by_host.clear()
+            self._by_host.clear()  # what was typed stays where its person wanted it
 
     def for_host(self, where: str) -> HostCredentials:
         """Return what is known for one host."""

@@ -104,7 +104,7 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
                 return
             time.sleep(PAUSE)  # gone again, or no descriptor is left: that passes
             continue
-        if not is_own_process(sock):
+        if not is_own_process(sock):  # the key would not let others in, either
             sock.close()
             continue
         Thread(_serve_connection, args=(sock, host_key, client_key), name="host-login").start()
@@ -192,7 +192,7 @@ def _run_command(channel: Any, command: bytes) -> None:
             _start_thread(_relay_output, process.stderr, channel.sendall_stderr),
         ]
         status = process.wait()
-        for output in outputs:
+        for output in outputs:  # before the status: after it, a client may hang up
             output.join(LINGER)
         with contextlib.suppress(*GONE):
             # As a shell does for a command that a signal has ended.

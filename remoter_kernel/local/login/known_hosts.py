@@ -109,7 +109,7 @@ class KnownHosts:
                 "Ask the host's administrator for a longer key, or one of another kind.",
             )
         trusted = [line for line in self._lines if not line.marker]
-        if any(line.key == key for line in trusted):
+        if any(line.key == key for line in trusted):  # a host may have several keys of a kind
             return
         shown = f"{kind} {fingerprint(key)}"
         if trusted:

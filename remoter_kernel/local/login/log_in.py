@@ -54,7 +54,7 @@ def log_in_to(
     facts = transport_facts(destination) if remote.transport == "auto" else TransportFacts()
     transport, why = choose_transport(remote.transport, facts)
     if transport != OPENSSH:
-        _raise_if_unsafe(destination)
+        _raise_if_unsafe(destination)  # where paramiko was asked for, or there is no ssh
         try:
             return log_in_by_paramiko(
                 destination,
@@ -91,7 +91,7 @@ def transport_facts(destination: Destination) -> TransportFacts:
     return TransportFacts(
         has_ssh=True,
         has_master=living_master(destination) is not None,
-        beyond_paramiko=next(_unsupported_reasons(destination), ""),
+        beyond_paramiko=next(_unsupported_reasons(destination), ""),  # one is enough for a sentence
         has_ticket=any(hop.openssh.uses_kerberos for hop in hops)
         and _has_ticket(destination.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),

@@ -139,6 +139,7 @@ def to_one_line(text: str) -> str:
     words = " ".join(
         text.translate(BLANKS).split()
     )  # before `strip_controls` takes some of the gaps
+    # Signs that turn the direction of writing, say, are no controls and not printable.
     shown = "".join(sign for sign in strip_controls(words) if sign.isprintable())
     return " ".join(shown.split())
 

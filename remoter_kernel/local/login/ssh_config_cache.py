@@ -58,7 +58,7 @@ class ConfigFiles:
         """
         own = Path(account_home()) / ".ssh"
         self._has_system = not choice
-        self._stats: dict[str, list[int] | None] = {}
+        self._stats: dict[str, list[int] | None] = {}  # None: it is not there, and may come
         self._included: dict[str, list[str]] = {}  # by what Include asks for
         self.is_uncacheable = False
         try:
@@ -121,6 +121,7 @@ class ConfigFiles:
     def _check_line(self, line: str, folder: Path) -> None:
         match = KEYWORD_LINE.match(line)
         word = match[1].lower() if match else ""
+        # "$": the environment. An unknown word: what it depends on is not known here.
         if not match or "$" in line or not (word in KEYWORDS or word in FORMER_KEYWORDS):
             raise NotCacheable
         if word == "include":

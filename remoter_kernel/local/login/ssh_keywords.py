@@ -191,9 +191,7 @@ def login_rules(keywords: Said, defaults: Said | None) -> LoginRules:
         hashes_names=_value_of(keywords, "hashknownhosts") == "yes",
         is_strict=_value_of(keywords, "stricthostkeychecking") in ("yes", "true"),
         unsupported=_unsupported_keywords(keywords, defaults),
-        skipped=tuple(
-            KEYWORDS[word] for word in ("include",) if defaults is None and word in keywords
-        ),
+        skipped=("Include",) if defaults is None and "include" in keywords else (),
     )
 
 
@@ -215,7 +213,7 @@ def filter_algorithms(own: Sequence[str], wanted: str) -> tuple[str, ...]:
         name
         for pattern in patterns
         for name in own
-        if fnmatch.fnmatchcase(name, pattern.strip().replace("[", "[[]"))
+        if fnmatch.fnmatchcase(name, pattern.strip().replace("[", "[[]"))  # ssh knows * and ?
     ]
     rest = [name for name in own if name not in named]
     orders = {"+": list(own), "-": rest, "^": [*named, *rest]}

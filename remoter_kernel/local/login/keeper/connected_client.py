@@ -61,7 +61,7 @@ class ConnectedClient:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
             if not self.is_gone:
                 return {"address": tunnel.address, "secret": tunnel.secret.hex()}
-        tunnel.close()
+        tunnel.close()  # it went while the tunnel was opened
         return {}
 
     @property
@@ -84,6 +84,7 @@ class ConnectedClient:
         with contextlib.suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             while True:
                 message, blobs = receive_message(self._connection)
+                # Answers come while the client's request, a login, is being served.
                 if "do" in message:
                     self._requests.put((message, blobs))
                 else:

@@ -74,7 +74,7 @@ def connect_to_keeper() -> Connection:
 
 def prestart() -> None:
     """Begin to start the keeper, if there is none, while this process is still making ready."""
-    if not endpoint_file().exists():
+    if not endpoint_file().exists():  # one that is there most likely answers
         endpoint_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prestarted.append(_spawn_keeper())
 
@@ -83,7 +83,7 @@ def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
         record = json.loads(endpoint_file().read_text(encoding="utf-8"))
-        if record["machine"] != _machine_and_boot():
+        if record["machine"] != _machine_and_boot():  # of before a reboot, or of another machine
             return None
         address, key = str(record["address"]), bytes.fromhex(record["key"])
         handle = connect_to_listener(address, CONNECTS_WITHIN)
@@ -199,6 +199,7 @@ def _wait_for_keeper() -> Connection:
 def _startup_error(process: subprocess.Popen[bytes]) -> str:
     """Wait until a keeper answers or has ended; return why it could not begin, as it says."""
     try:
+        # Its stdout ends when it answers: it goes on with a file in its place.
         said, complaints = process.communicate(timeout=BEGINS_WITHIN)
     except subprocess.TimeoutExpired:
         for stream in (process.stdout, process.stderr):

@@ -120,7 +120,7 @@ class KeeperLogin(LoginFacts):
             except Unreachable:
                 if self._is_cut or self._has_received or keeper == MOST_RECONNECTS:
                     raise
-            # It was about to end, as its time was over.
+            # It was about to end, as its time was over: the next one is ours.
             self._disconnect()
             self._connection = endpoint.connect_to_keeper()
         message["in_doubt"] = True  # from now on: a second login follows one that was lost
@@ -217,7 +217,7 @@ class KeeperLogin(LoginFacts):
         prompts = PromptThread(connection, prompter)
         try:
             while True:
-                while not connection.poll(POLL_EVERY):
+                while not connection.poll(POLL_EVERY):  # `abort` cannot wake it
                     if self._is_cut:
                         raise EOFError
                 answer, back = receive_message(connection)

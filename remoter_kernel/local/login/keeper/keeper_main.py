@@ -57,8 +57,9 @@ def main(arguments: list[str]) -> None:
     """Be the keeper, in a process whose parent ends at once."""
     endpoint_file = Path(arguments[-1])
     if hasattr(os, "fork"):
-        if os.fork():
+        if os.fork():  # the parent ends: nobody kills us with it, and `init` reaps us
             os._exit(0)
+        # Ctrl-C, and the end of a terminal, are for the process that has started us.
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     elif DETACHED_FLAG not in arguments:
@@ -89,7 +90,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
     with PrivateListener("k", BACKLOG) as listener:
         record = endpoint_record(listener.address, os.getpid())
         text = json.dumps(record)
-        write_private_file(endpoint_file, text)
+        write_private_file(endpoint_file, text)  # it listens by now: who reads this can connect
         _redirect_output(endpoint_file.with_suffix(".log"))
         private_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
@@ -102,7 +103,7 @@ def serve_until_idle(endpoint_file: Path) -> None:
             on_error=lambda _error: server.end(),  # who lets nobody in is of no use
         )
         accepting.start()
-        server.serve()
+        server.serve()  # in the main thread, where signals are handled
         # Before the clients are hung up on: they look at the file for another keeper.
         with contextlib.suppress(RemoterError):
             remove_endpoint_file(endpoint_file, text)

@@ -60,6 +60,7 @@ class KeeperServer:
             with self._changed:
                 self._changed.wait(self._seconds_until_due())
                 expired = self._pop_expired()
+                # Both: a client without a login is about to ask for one.
                 if not self._logins and not self._login_of_client and self._grace_left() <= 0:
                     self._is_over = True
                 logins = list(self._logins.values())
@@ -93,7 +94,7 @@ class KeeperServer:
         dues = [login.seconds_left for login in self._logins.values()]
         if not self._logins and not self._login_of_client:
             dues.append(self._grace_left())
-        return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])
+        return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])  # 0.05: never in a tight loop
 
     def _pop_expired(self) -> list[SharedLogin]:
         """Take the logins whose time is over out of the table: nobody finds them any more."""
@@ -109,7 +110,7 @@ class KeeperServer:
         client = ConnectedClient(connection)
         _log.info("Client %x has come.", id(client))
         with self._changed:
-            self._login_of_client[client] = None
+            self._login_of_client[client] = None  # counted at once: it must not miss its keeper
             if self._is_over:  # `close` hangs up on it, once it can find another keeper
                 return
         try:
@@ -163,7 +164,7 @@ class KeeperServer:
             login = self._login_for(client, remote, destination, float(message["lifetime"]))
             try:
                 return login.log_in(client, remote, destination, message)
-            except LoginGone:  # somebody has ended it just now
+            except LoginGone:  # another client has ended it just now: then there is a new one
                 if not login.is_over:
                     raise
 
@@ -175,7 +176,7 @@ class KeeperServer:
             login = self._logins.setdefault(login_key(destination), SharedLogin())
             before = self._login_of_client.get(client)
             if before not in (None, login):
-                before.remove_user(client)
+                before.remove_user(client)  # it asks for another way there now
             self._login_of_client[client] = login
             login.add_user(client, remote.name, lifetime)
             return login
@@ -190,7 +191,7 @@ class KeeperServer:
             }
             for way in ended:
                 del self._logins[way]
-            goes_on = bool(self._logins)
+            goes_on = bool(self._logins)  # a keeper without logins has nothing to keep
         for login in ended.values():
             login.close()
         if not goes_on:

@@ -107,7 +107,7 @@ class LoginAttempt:
     def _start_login(self, begin: Callable[[], None]) -> None:
         try:
             begin()
-        except RuntimeError:
+        except RuntimeError:  # of `Thread.start`
             self._error = RemoterError("the keeper of the login has no thread left.")
             self.is_over = True
 
@@ -116,7 +116,7 @@ class LoginAttempt:
         client.on_answer = lambda message: self._on_answer(waiter, message)
         client.on_end = self._wake
         self._waiters.append(waiter)
-        if self._step:
+        if self._step:  # a client that comes later is shown where the login is
             client.send_step(self._step)
         if client.may_ask and not self._is_cut:
             for notice in self._notices:
@@ -205,7 +205,7 @@ class LoginAttempt:
         """Know a login that is being made: it may have to be cut."""
         with self._changed:
             self._login = login
-            if login and self._is_cut:
+            if login and self._is_cut:  # the next host on the way
                 login.abort()
 
     def send_step(self, step: str) -> None:
@@ -256,14 +256,14 @@ class LoginAttempt:
                     self._question = None
                     raise ConnectionClosed
                 self._changed.wait(CHECK_EVERY)  # no event says that a login has ended
-        raise_from_message(question.answer, [])
+        raise_from_message(question.answer, [])  # it was declined
         return question.answer
 
     def finish(self, error: BaseException | None = None) -> None:
         """Say that there is a login, or why there is none."""
         with self._changed:
             self._error, self._login, self._question = error, None, None
-            self._notices.clear()
+            self._notices.clear()  # what was to be done is done, or of no use
             for each in self._waiters:
                 each.unsent.clear()
             self.is_over = True

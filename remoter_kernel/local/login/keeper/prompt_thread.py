@@ -42,7 +42,7 @@ class PromptThread:
         self._message = {}
         thread, self._thread = self._thread, None
         if thread and isinstance(self._prompter, CancellablePrompter):
-            thread.join()
+            thread.join()  # its cell, or its terminal, is free by then
 
     def _run(self, message: Message, withdrawn: threading.Event) -> None:
         try:
@@ -55,7 +55,7 @@ class PromptThread:
             # Its words may hold what was typed.
             answer = error_to_message(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
         if answer:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a keeper that is gone asks no more
                 send_message(self._connection, {**answer, "number": message.get("number", 0)})
 
     def _answer(self, message: Message, withdrawn: threading.Event) -> Message:

@@ -75,6 +75,7 @@ class SharedLogin:
     def remove_user(self, client: ConnectedClient) -> None:
         """A user goes: the login is kept for as long as any of their remotes wants it."""
         remote, lifetime = self._users.pop(client, ("", 0.0))
+        # A login that nobody got in by is not kept, nor one whose remote was removed.
         if self.has_logged_in and remote in self._kept_until:
             self._kept_until[remote] = time.monotonic() + lifetime
 
@@ -82,7 +83,7 @@ class SharedLogin:
     def seconds_left(self) -> float:
         """How long it is kept without another user; what was typed is kept in an outage, too."""
         if self._users:
-            return UNLIMITED
+            return UNLIMITED  # for as long as somebody uses it
         return max(self._kept_until.values(), default=0.0) - time.monotonic()
 
     def remove_remote(self, name: str) -> bool:
@@ -159,7 +160,7 @@ class SharedLogin:
     ) -> tuple[LoginAttempt | None, Callable[[], None] | None]:
         """Return the login that is being made, and what begins it if it is a new one."""
         with self._attempt_lock:
-            if client.is_gone:
+            if client.is_gone:  # while it waited for the lock: its person is not there
                 raise Unreachable("whoever asked for the login is gone.")
             if self.is_over:
                 raise _login_gone()
@@ -210,7 +211,7 @@ class SharedLogin:
         took = sum(login.seconds.values())
         _log.info("Logged in by %s in %.3f s", login.transport, took)
         self._active = _ActiveLogin(login)
-        if self.is_over:  # somebody ended it meanwhile
+        if self.is_over:  # a client ended it meanwhile
             self._drop_login()
         attempt.finish()
 
@@ -227,7 +228,7 @@ class SharedLogin:
         if not in_doubt and 0 <= time.time() - active.heard_at < TRUSTED_FOR:
             return True
         # What a command says may be in the way of the answer.
-        patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN
+        patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN  # a client waits for it
         return _responds(active, patience + 4 * active.login.round_trip)
 
     def check_alive(self) -> None:
@@ -239,7 +240,7 @@ class SharedLogin:
         if active is None:
             return
         received = sum(client.received for client in list(self._users))
-        if received != active.received:
+        if received != active.received:  # bytes for a tunnel are a sign of life, too
             active.received, active.heard_at = received, time.time()
         elif not 0 <= time.time() - active.heard_at < CHECK_EVERY and not active.is_probing:
             active.is_probing = True

@@ -111,7 +111,7 @@ def _bad_ssh_config(failure: _FailedLogin) -> RemoterError:
 
 def _host_key_changed(failure: _FailedLogin) -> RemoterError:
     where = re.search(r"Offending (\S+) key in (.+):(\d+)$", failure.stderr, re.MULTILINE)
-    file, number = (where[2], where[3]) if where else ("known_hosts", "?")
+    file, number = (where[2], where[3]) if where else ("known_hosts", "?")  # as ssh says
     # What is to be pasted into a shell names only a file that the person has chosen.
     if file not in map(str, failure.destination.known_hosts_files):
         file = "known_hosts"
@@ -176,7 +176,7 @@ def _permission_denied(failure: _FailedLogin) -> RemoterError:
         what += f", and your ssh config says {forbids}"
         if not set(takes) & set(rules.methods):
             return LoginRefused(f"{what}.", CHANGE_SSH_CONFIG)
-    if not failure.may_ask:
+    if not failure.may_ask:  # with BatchMode ssh passes over what only a person knows
         return NeedsPerson(f"{what}, and nobody can be asked here.", LOG_IN_WITHOUT_PROMPTS)
     advice = "Add a key with `ssh-copy-id`, or one to the agent with `ssh-add`."
     return LoginRefused(f"{what}.", advice)

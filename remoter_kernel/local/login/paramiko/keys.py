@@ -75,7 +75,7 @@ class KeyRing:
     def _all_candidates(self) -> Iterator[tuple[str, Any]]:
         self._locked.clear()  # keys may be tried again, after another method
         self._agent = _open_agent(self.destination, self.notes)
-        agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}
+        agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}  # in its order
         shown: set[bytes] = set()
         named = self.destination.identity_files
         for file in named:
@@ -100,6 +100,7 @@ class KeyRing:
             return False
         wanted = dict(rules.algorithms).get("pubkeyacceptedalgorithms")
         algorithms = _signature_algorithms(key)
+        # Where the kind cannot be read, the server may still say that the key would do.
         if wanted is None or not algorithms or filter_algorithms(algorithms, wanted):
             return True
         self.notes.append(f"{name} is not shown: PubkeyAcceptedAlgorithms leaves it out.")
@@ -132,7 +133,7 @@ class KeyRing:
         # by a KeyError that they do not know the file's AES-GCM: both mean the same to us.
         except (TypeError, KeyError, paramiko.PasswordRequiredException):
             if not public or public not in shown:
-                shown.update({public} if public else ())
+                shown.update({public} if public else ())  # without it, nobody knows which key it is
                 self._locked.append(LockedKey(file, public))
             return
         except Exception:  # noqa: BLE001 (a parser of foreign files: anything may come)
