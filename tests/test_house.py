@@ -27,8 +27,6 @@ MOST_LINES = 400
 LONGER_WITH_REASON = {
     "remoter_kernel/local/objects/codecs/values.py",  # one subject: values to bytes and back
     "remoter_kernel/local/proxy/prompter.py",  # one subject: questions in a cell
-    "remoter_kernel/local/login/ssh_login.py",  # one subject: what a login can do, and how it ends
-    "remoter_kernel/local/login/ssh_config.py",  # one subject: from words to a destination
     "remoter_kernel/evaluator/supervisor.py",  # one subject: the life of one kernel
     "remoter_kernel/evaluator/journal.py",  # one subject: a file, who writes it and who reads it
     "remoter_kernel/local/session/link.py",  # one subject: a conversation and its connections
@@ -42,9 +40,6 @@ LONGER_WITH_REASON = {
     "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
     "remoter_kernel/local/run/runner.py",  # one subject: code without Jupyter
     "remoter_kernel/local/launch/launcher.py",  # one subject: questions and answers
-    "remoter_kernel/local/login/ssh_keywords.py",  # one table of keywords, and tokens
-    "remoter_kernel/local/login/openssh/mux_transport.py",  # one subject: a master process
-    "remoter_kernel/local/login/paramiko/transport.py",  # one subject: a connection
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "base", "connection"}
 # Options of all verbs are described once, at the top of the page.

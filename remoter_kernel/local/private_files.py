@@ -1,6 +1,6 @@
-"""Files of this person alone: written beside, synced, renamed; nobody else may read them.
+"""Files that only this person may read: each write goes to a new file, is synced, then renamed.
 
-The logs of this side's processes: one file each, in the state folder; old ones go.
+And the logs of local processes: one file each, in the state folder; old ones are removed.
 
 A file is named by what its process is, its remote, when it began (UTC) and its number:
 `proxy-NAME-20260102T030405-678.log`. One that is full goes on as `….log.1`.
@@ -35,11 +35,11 @@ _NAME = re.compile(r"(proxy|keeper|command)-(?:(.+)-)?(\d{8}T\d{6})-(\d+)\.log")
 
 
 class CannotWrite(Usage):
-    """This side's own files cannot be written: a full disk, a read-only folder."""
+    """A file of ours on this machine cannot be written: a full disk, a read-only folder."""
 
 
 def state_folder() -> Path:
-    """Where this side keeps what it has seen: REMOTER_STATE, else the person's state folder."""
+    """Where local state is kept: REMOTER_STATE, else the person's state folder."""
     named = os.environ.get(STATE_VARIABLE)
     with requiring_home():
         return Path(named).expanduser() if named else platformdirs.user_state_path(APPLICATION)
@@ -77,34 +77,33 @@ def write_private_file(path: Path, text: str) -> None:
     A symbolic link stays one: its target is what is replaced. A missing folder is made (0700).
     """
     with _naming_file(path):
-        _replace_file(path.resolve(), text)
-
-
-def _replace_file(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+        path = path.resolve()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Beside it: a rename from another disk would be a copy, which a crash leaves half done.
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash may leave the new name with no content
+            Path(beside).replace(path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Be the only one at work on `path`, as long as all ask with this function."""
+    """Let only one process at a time work on `path`, as long as all of them use this function."""
     with _naming_file(path):
         path = path.resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A file of its own: `path` itself is replaced, and a lock on the old one says nothing.
         lock = path.with_name(f".{path.name}.lock")
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         with _naming_file(lock):
-            _wait_for_lock(handle)
+            _lock(handle)
         yield
     finally:
         os.close(handle)  # gives the lock back, too
@@ -116,28 +115,22 @@ def try_lock(handle: int, *, is_shared: bool = False) -> bool:
     Several may share a lock, but not on Windows.
     """
     try:
-        if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415 - Windows alone has it
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl  # noqa: PLC0415 - Windows alone has it not
-
-            fcntl.flock(handle, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        _lock(handle, is_shared=is_shared, waits=False)
     except (BlockingIOError, PermissionError):  # the latter on Windows
         return False
     return True
 
 
-def _wait_for_lock(handle: int) -> None:
+def _lock(handle: int, *, is_shared: bool = False, waits: bool = True) -> None:
     if sys.platform == "win32":
         import msvcrt  # noqa: PLC0415 - Windows alone has it
 
-        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+        msvcrt.locking(handle, msvcrt.LK_LOCK if waits else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl  # noqa: PLC0415 - Windows alone has it not
 
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        fcntl.flock(handle, kind if waits else kind | fcntl.LOCK_NB)
 
 
 class LogOf(NamedTuple):
@@ -156,10 +149,15 @@ class LogOf(NamedTuple):
 
         return bool(psutil.pid_exists(self.pid))
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """What it has been written to, the older file first."""
+        return self.path.with_name(f"{self.path.name}.1"), self.path
+
     def text(self) -> str:
         """Return all that is kept of it."""
         found = ""
-        for path in (self.path.with_name(f"{self.path.name}.1"), self.path):
+        for path in self.files:
             with contextlib.suppress(OSError):
                 if path.is_file():  # what is none may let us wait for ever
                     found += path.read_text(encoding="utf-8", errors="replace")
@@ -169,6 +167,7 @@ class LogOf(NamedTuple):
 def begin_log_file(kind: str, remote: str | None = None) -> None:
     """Log what this process does: a "proxy", a "keeper", or a "command"."""
     clock = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    # A name may hold what no file's name can, or be a path.
     about = re.sub(r"[^a-z0-9._-]", "_", remote or "")[:LONGEST_NAME]
     name = "-".join(filter(None, (kind, about, clock, str(os.getpid()))))
     logs.open_log(folder() / f"{name}.log", logs.wanted(), chores=clear_old)
@@ -195,10 +194,10 @@ def clear_old() -> None:
     """Remove logs of processes that have ended: old ones, and what is more than enough."""
     kept = {"proxy": 0, "keeper": 0, "command": 0}
     for log in log_files():
-        if log.is_open:
+        if log.is_open:  # it may write on
             continue
         kept[log.kind] += 1
         if kept[log.kind] > MOST_KEPT or time.time() - log.changed > KEPT_FOR:
-            for path in (log.path, log.path.with_name(f"{log.path.name}.1")):
+            for path in log.files:
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -2,14 +2,12 @@
 
 On POSIX they are unix sockets in a folder of this person alone, and whoever connects has to be a
 process of this person. Where there are none (Windows, a disk that cannot hold them) they are TCP
-on loopback, where anybody may connect: then whoever accepts asks for a proof (see `loopback_auth`).
+on loopback, where anybody may connect: then who accepts asks for a proof.
 
-Proofs for TCP on loopback, where there are no unix sockets and anybody may connect.
-
-Two kinds. The keeper and who visits it share a key that stands in a file of this person alone:
-both prove that they know it, the keeper first, each in its own role, within one deadline. A tunnel
-has a secret that its user was told: it comes before all else. ZeroMQ cannot send one; what it
-carries is proven by CURVE, and only a process of this person is let through to the other end.
+There are two kinds of proof. The keeper and its clients share a key that stands in a file of this
+person alone: both prove that they know it, the keeper first, each in its own role, within one
+deadline. A tunnel has a secret, which its user sends before all else. ZeroMQ cannot send one: CURVE
+proves what it carries, and we let only a process of this person through to the other end.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 from remoter_kernel.local.private_files import state_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 UNIX_SCHEME, TCP_SCHEME = "ipc://", "tcp://"  # how an address begins, as ZeroMQ writes it
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
@@ -58,8 +56,7 @@ class PrivateListener:
 
     def __init__(self, kind: str, backlog: int) -> None:
         """Listen; `kind` begins the name of the socket's file."""
-        self.address = ""
-        """Where to connect to, as ZeroMQ writes it."""
+        self.address = ""  # where to connect to, as ZeroMQ writes it
         self._path: Path | None = None
         self._socket = self._listen_at_path(kind, backlog) or _listen_at_tcp(backlog)
         if self._path is None:
@@ -97,7 +94,7 @@ class PrivateListener:
                 # As much as the system gives: a sender waits less often for the other one's turn.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
                 return connection
-            connection.close()
+            connection.close()  # root, or a folder that others can enter by now
 
     def unlink(self) -> None:
         """Let nobody else connect; whoever has done so already can still be accepted."""
@@ -118,7 +115,7 @@ class PrivateListener:
     def _listen_at_path(self, kind: str, backlog: int) -> socket.socket | None:
         """Listen at a unix socket, if one can be made anywhere."""
         for folder in _socket_folders() if HAS_UNIX_SOCKETS else ():
-            path = folder / f"{kind}{secrets.token_hex(4)}"
+            path = folder / f"{kind}{secrets.token_hex(4)}"  # many listen at a time
             listener: socket.socket | None = None
             try:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -138,7 +135,7 @@ def connect_to_listener(address: str, seconds: float) -> socket.socket:
     """Connect to a listener of this person; OSError where nobody is, or somebody else."""
     if address.startswith(UNIX_SCHEME):
         connection = _connect_to_path(address.removeprefix(UNIX_SCHEME), time.monotonic() + seconds)
-        if not is_own_process(connection):
+        if not is_own_process(connection):  # before we send anything
             connection.close()
             raise PermissionError("another user listens there")
     else:
@@ -201,6 +198,7 @@ def remove_old_sockets(kind: str) -> None:
     """Remove the files of sockets of this kind whose processes were killed before they did."""
     with contextlib.suppress(OSError):
         for path in _default_folder().glob(f"{kind}*"):
+            # A younger one may be of a tunnel whose user has yet to connect.
             if time.time() - path.lstat().st_mtime > STALE_SOCKET_AFTER:
                 path.unlink()
 
@@ -258,12 +256,12 @@ def _listen_at_tcp(backlog: int) -> socket.socket:
     for port in random.sample(NON_EPHEMERAL_PORTS, PORT_TRIES):
         with contextlib.suppress(OSError):
             return socket.create_server(("127.0.0.1", port), backlog=backlog)
-    return socket.create_server(("127.0.0.1", 0), backlog=backlog)
+    return socket.create_server(("127.0.0.1", 0), backlog=backlog)  # rather than none
 
 
 def authenticate_as_client(connection: socket.socket, key: bytes, port: int) -> bool:
     """Let the keeper prove itself, and only then prove that we know the key, too."""
-    mine = secrets.token_bytes(SECRET_SIZE)
+    mine = secrets.token_bytes(SECRET_SIZE)  # a proof that was overheard fits no other nonce
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         connection.sendall(mine)
         theirs, proof = read(SECRET_SIZE), read(SECRET_SIZE)
@@ -275,7 +273,7 @@ def authenticate_as_client(connection: socket.socket, key: bytes, port: int) -> 
 
 
 def authenticate_as_keeper(connection: socket.socket, key: bytes, port: int) -> bool:
-    """Prove that we know the key, and let the visitor do so."""
+    """Prove that we know the key, and let the client do so."""
     mine = secrets.token_bytes(SECRET_SIZE)
     with _deadline(connection, HANDSHAKE_WITHIN) as read:
         theirs = read(SECRET_SIZE)
@@ -301,35 +299,34 @@ def new_secret() -> bytes:
 
 
 def _digest(key: bytes, role: bytes, client_nonce: bytes, keeper_nonce: bytes, port: int) -> bytes:
+    # The role: no answer can be sent back as a proof. The port: nobody can pass it on elsewhere.
     words = b"|".join((role, client_nonce, keeper_nonce, str(port).encode()))
     return hmac.digest(key, words, "sha256")
 
 
-class _DeadlineReader:
-    """Reads from a connection until a deadline; what is late or ends early is an OSError."""
-
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection = connection
-        self._deadline = time.monotonic() + seconds
-
-    def __call__(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            # Seconds for each piece would let a stranger hold us for as long as it likes.
-            self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
-            more = self._connection.recv(size - len(data))
-            if not more:
-                raise ConnectionError("it ended before it was proven")
-            data += more
-        return data
+def read_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    """Read so many bytes by then (`time.monotonic`); what is late or ends early is an OSError."""
+    data = b""
+    while len(data) < size:
+        # Seconds for each piece would let a stranger hold us for as long as it likes.
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ConnectionError("it ended before all had come")
+        data += more
+    return data
 
 
 @contextlib.contextmanager
-def _deadline(connection: socket.socket, seconds: float) -> Iterator[_DeadlineReader]:
+def _deadline(connection: socket.socket, seconds: float) -> Iterator[Callable[[int], bytes]]:
     """Read within a time; what goes wrong ends the block, and is no proof."""
+    deadline = time.monotonic() + seconds
     with contextlib.suppress(OSError):
         connection.settimeout(seconds)
-        yield _DeadlineReader(connection, seconds)
+        yield lambda size: read_exactly(connection, size, deadline)
         connection.settimeout(None)
 
 

@@ -24,9 +24,9 @@ from remoter_kernel.local.history.executions import ExecutionHistory
 from remoter_kernel.local.history.remote_query import JournalReader
 from remoter_kernel.local.history.transcript import SessionLogFormatter, Transcript
 from remoter_kernel.local.launch.host_probe import PROBE_MARK, parse_probe
+from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.known_hosts import read_known_hosts
-from remoter_kernel.local.login.login_errors import error_from_stderr
-from remoter_kernel.local.login.ssh_config import Destination
+from remoter_kernel.local.login.openssh.stderr_errors import error_from_stderr
 from remoter_kernel.local.objects.codecs.dataframes import check_arrow
 from remoter_kernel.local.objects.codecs.from_r import RReader
 from remoter_kernel.local.objects.codecs.values import CodecError, ObjectReader, ObjectWriter

@@ -39,27 +39,33 @@ from paramiko.common import (
 from remoter_kernel.cli import terminal
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoterError, Unreachable
 from remoter_kernel.local.login.credentials import HostCredentials
-from remoter_kernel.local.login.login_errors import error_from_stderr
-from remoter_kernel.local.login.login_process import MOST_STDERR, LoginProcess
+from remoter_kernel.local.login.destination import Destination
+from remoter_kernel.local.login.login import (
+    WINDOW,
+    ConnectionClosed,
+    ResponseTimeout,
+    ServerViolation,
+)
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
+from remoter_kernel.local.login.openssh.login_process import MOST_STDERR, LoginProcess
 from remoter_kernel.local.login.openssh.mux_transport import Mux, MuxError, master_answers
 from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
+from remoter_kernel.local.login.openssh.stderr_errors import error_from_stderr
 from remoter_kernel.local.login.paramiko import authenticator
 from remoter_kernel.local.login.paramiko.authenticator import Authenticator
-from remoter_kernel.local.login.paramiko.transport import LARGEST_PACKET, MOST_UNSENT, Transport
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
+from remoter_kernel.local.login.paramiko.transport import (
+    LARGEST_PACKET,
+    MOST_UNSENT,
+    ParamikoTransport,
+)
 from remoter_kernel.local.login.paramiko.userauth import (
     MOST_PROMPTS,
     MOST_UNREAD,
     AuthResult,
     InfoRequest,
     _parse_info_request,
-)
-from remoter_kernel.local.login.paramiko_channel import (
-    WINDOW,
-    ConnectionClosed,
-    ResponseTimeout,
-    ServerViolation,
 )
 from remoter_kernel.local.login.prompts import (
     LONGEST_TEXT,
@@ -72,8 +78,7 @@ from remoter_kernel.local.login.prompts import (
     to_one_line,
 )
 from remoter_kernel.local.login.remote_command import RemoteCommand
-from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.login.ssh_config import resolve_destination
 from remoter_kernel.local.private_sockets import peer_uid
 from remoter_kernel.plain_text import plain_text
 from tests import real_parts
@@ -684,8 +689,8 @@ def test_a_packet_that_is_too_large_is_not_taken_in_before_any_key_is_looked_at(
 @pytest.mark.parametrize("mac", ["hmac-sha2-256-etm@openssh.com", "hmac-sha2-256"])
 def test_a_packet_that_is_too_large_ends_a_login_with_any_cipher(folder, monkeypatch, cipher, mac):
     """The same, encrypted."""
-    monkeypatch.setattr(Transport, "_preferred_ciphers", (cipher,))
-    monkeypatch.setattr(Transport, "_preferred_macs", (mac,))
+    monkeypatch.setattr(ParamikoTransport, "_preferred_ciphers", (cipher,))
+    monkeypatch.setattr(ParamikoTransport, "_preferred_macs", (mac,))
     with logged_in(folder) as (server, login):
         fine = raw(cMSG_IGNORE[0], bytes(LARGEST_PACKET - 1024))
         server.transport._send_user_message(fine)
@@ -781,7 +786,7 @@ def log_in_to_nothing() -> Any:
 def test_answers_that_a_server_asks_for_and_does_not_read_do_not_pile_up(monkeypatch):
     """It asks again and again, and takes nothing in."""
     near, far = socket.socketpair()
-    transport = Transport(near)
+    transport = ParamikoTransport(near)
     transport.active = True
     is_over = threading.Event()
     monkeypatch.setattr(transport, "_send_user_message", lambda _message: is_over.wait(SOON))

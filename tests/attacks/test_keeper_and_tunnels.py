@@ -515,7 +515,7 @@ class Wire:
 @pytest.mark.usefixtures("only_tcp")
 def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
     """A stranger who is first, and silent, or guesses, is left; then the right one comes in."""
-    wire = Wire()
+    wire: Any = Wire()
     tunnel = Tunnel(wire, "127.0.0.1", 1)
     tunnel.open(5)
     where = ("127.0.0.1", int(tunnel.address.rpartition(":")[2]))
@@ -531,7 +531,7 @@ def test_a_tunnel_at_a_port_is_for_who_knows_its_secret() -> None:
 @pytest.mark.usefixtures("only_tcp")
 def test_a_tunnel_at_a_port_is_for_our_own_zeromq_and_no_other(eve: FarSide) -> None:
     """ZeroMQ has no word for a secret: whose process it is decides."""
-    wire = Wire()
+    wire: Any = Wire()
     tunnel = Tunnel(wire, "127.0.0.1", 1)
     tunnel.open(5)
     port = tunnel.address.rpartition(":")[2]

@@ -19,12 +19,13 @@ from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login import credentials
 from remoter_kernel.local.login import log_in as logins
 from remoter_kernel.local.login.credentials import HostCredentials, RemoteCredentials
+from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.known_hosts import KnownHosts
 from remoter_kernel.local.login.log_in import choose_transport, log_in_to
 from remoter_kernel.local.login.login import UnknownHostKey
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.prompts import Trust
-from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.login.ssh_config import resolve_destination
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 

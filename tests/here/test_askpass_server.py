@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.local.login.login import UnknownHostKey
-from remoter_kernel.local.login.login_process import LoginProcess
 from remoter_kernel.local.login.openssh import askpass, askpass_server
 from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
+from remoter_kernel.local.login.openssh.login_process import LoginProcess
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
 from tests.real_jupyter import wait_for
 

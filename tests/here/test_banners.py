@@ -12,8 +12,8 @@ from remoter_kernel.local.login import banner
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh
 from remoter_kernel.local.login.paramiko import authenticator
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.ssh_config import resolve_destination
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
 from tests import real_parts
 from tests.waiting_host import WaitingHost
 

@@ -21,11 +21,13 @@ from remoter_kernel.errors import ForwardingRefused, HostKeyProblem, LoginRefuse
 from remoter_kernel.local.login import embedded_host as host_module
 from remoter_kernel.local.login import embedded_server
 from remoter_kernel.local.login.embedded_host import EmbeddedHost
-from remoter_kernel.local.login.ssh_login import SSHLogin, log_in_by_paramiko
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from remoter_kernel.local.login.ssh_login import SSHLogin
 
 SOON = 5.0  # seconds
 

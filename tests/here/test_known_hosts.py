@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.errors import HostKeyProblem
+from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.known_hosts import KnownHosts, append_known_host, fingerprint
 from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
-from remoter_kernel.local.login.ssh_config import Destination
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:

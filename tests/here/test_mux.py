@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from remoter_kernel.local.login.login import ConnectionClosed, ResponseTimeout
 from remoter_kernel.local.login.openssh.mux_transport import (
     ALIVE,
     EXITED,
     FAILED,
     HELLO,
+    NEW_SESSION,
     OPENED,
     VERSION,
     Mux,
     MuxError,
     master_answers,
 )
-from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ResponseTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,13 +124,13 @@ def test_a_master_that_is_silent_is_not_waited_for(fake):
 def test_what_is_declined_or_not_understood_is_told(fake, answer, error):
     connection = Mux(fake(GREETING, answer), 5)
     with pytest.raises(error):
-        connection.open_session("true", ())
+        connection.open((), NEW_SESSION, "true")
     connection.close()
 
 
 def test_a_session_says_how_it_ended_or_nothing(fake):
     for last, status in ((message(EXITED, 1, 7), 7), (b"", None)):
         connection = Mux(fake(GREETING, message(OPENED, 1, 1) + last), 5)
-        connection.open_session("true", ())
+        connection.open((), NEW_SESSION, "true")
         assert connection.wait_for_exit() == status
         connection.close()

@@ -20,16 +20,19 @@ import pytest
 
 from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
-from remoter_kernel.local.login.login import UnknownHostKey
+from remoter_kernel.local.login.login import CommandEnded, UnknownHostKey
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
-from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
-from remoter_kernel.local.login.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
+from remoter_kernel.local.login.ssh_config import resolve_destination
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from remoter_kernel.local.login.destination import Destination
+    from remoter_kernel.local.login.ssh_login import SSHLogin
 
 TEN_MB = 10_000_000
 

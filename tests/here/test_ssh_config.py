@@ -14,7 +14,8 @@ import pytest
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
 from remoter_kernel.local.config.remotes import Remote, config_path, state_folder
 from remoter_kernel.local.login import ssh_config
-from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
+from remoter_kernel.local.login.destination import Destination
+from remoter_kernel.local.login.ssh_config import resolve_destination
 
 
 @pytest.fixture(params=["ssh -G", "paramiko's parser"])

@@ -21,14 +21,16 @@ from remoter_kernel.errors import LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login import ssh_login as ssh
 from remoter_kernel.local.login.paramiko import authenticator
-from remoter_kernel.local.login.ssh_config import Destination, resolve_destination
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
+from remoter_kernel.local.login.ssh_config import resolve_destination
 from tests import real_parts
 from tests.failing_path import FailingPath
 from tests.real_sshd import RealSshd, free_port, make_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from remoter_kernel.local.login.destination import Destination
 
 SOON = 5.0  # seconds
 BLACK_HOLE = "192.0.2.1"  # reserved for documentation: nobody answers there
@@ -315,8 +317,8 @@ def test_paramiko_writes_nothing_to_stderr(there):
         "import sys\n"
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
-        "from remoter_kernel.local.login.ssh_config import Destination\n"
-        "from remoter_kernel.local.login.ssh_login import log_in_by_paramiko\n"
+        "from remoter_kernel.local.login.destination import Destination\n"
+        "from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko\n"
         "import logging; logging.basicConfig(level=0)\n"
         f"d = Destination('127.0.0.1', {there.port}, {there.user!r},"
         f" (Path({str(there.identity_files[0])!r}),),"

@@ -31,13 +31,14 @@ from remoter_kernel.local import private_sockets
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login import ssh_login as login_module
 from remoter_kernel.local.login.log_in import log_in_to
-from remoter_kernel.local.login.login import UnknownHostKey
+from remoter_kernel.local.login.login import CommandEnded, UnknownHostKey
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.openssh_login import OpenSSHLogin, log_in_by_openssh
 from remoter_kernel.local.login.openssh.stream_channel import LINGER
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
 from remoter_kernel.local.login.ssh_config import resolve_destination
-from remoter_kernel.local.login.ssh_login import CommandEnded, SSHLogin, log_in_by_paramiko
+from remoter_kernel.local.login.ssh_login import SSHLogin
 from tests import real_parts
 from tests.real_jupyter import wait_for
 from tests.real_sshd import RealSshd, free_port, make_key

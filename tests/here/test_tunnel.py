@@ -16,10 +16,12 @@ from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA
 from remoter_kernel.errors import ForwardingRefused, RemoteLacks
 from remoter_kernel.local import private_sockets
 from remoter_kernel.local.login.embedded_host import EmbeddedHost
+from remoter_kernel.local.login.login import ConnectionClosed
 from remoter_kernel.local.login.openssh.openssh_login import log_in_by_openssh
-from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ParamikoChannel
+from remoter_kernel.local.login.paramiko.paramiko_channel import ParamikoChannel
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
 from remoter_kernel.local.login.ssh_config import resolve_destination
-from remoter_kernel.local.login.ssh_login import SSHLogin, Tunnel, log_in_by_paramiko
+from remoter_kernel.local.login.tunnel import Tunnel
 from tests import real_parts
 from tests.real_sshd import RealSshd, free_port
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
     import paramiko
 
-    from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
+    from remoter_kernel.local.login.login import ChannelReceiver
+    from remoter_kernel.local.login.ssh_login import SSHLogin
 
 KINDS = (
     "sshd",
@@ -79,7 +82,7 @@ def login(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[SSHLogin
     """A login on each kind of server."""
     if request.param == "embedded host":
         with EmbeddedHost() as host:
-            login = log_in_by_paramiko(host.destination())
+            login: SSHLogin = log_in_by_paramiko(host.destination())
             yield login
             login.close()
         return

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from remoter_kernel.local.login.banner import ACTED_ON_WITHIN, MOST_SHOWN, Banner
+from remoter_kernel.local.login.login import AUTH_RESULT_WITHIN, ResponseTimeout
 from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.openssh_login import OpenSSHLogin
 from remoter_kernel.local.login.paramiko import authenticator
-from remoter_kernel.local.login.paramiko.authenticator import AUTH_RESULT_WITHIN, Authenticator
+from remoter_kernel.local.login.paramiko.authenticator import Authenticator
 from remoter_kernel.local.login.paramiko.userauth import AuthResult
-from remoter_kernel.local.login.paramiko_channel import ResponseTimeout
 
 ADDRESS = "Visit https://login.example.org/a/1"
 RULES = "Be nice."

@@ -16,11 +16,12 @@ from remoter_kernel.errors import (
     LoginRefused,
     Unreachable,
 )
+from remoter_kernel.local.login.destination import Destination, OpenSSHOptions
 from remoter_kernel.local.login.login import HostKeyNotAsked
-from remoter_kernel.local.login.login_errors import NoCommonAlgorithm, error_from_stderr
+from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
 from remoter_kernel.local.login.openssh.openssh_argv import master_argv, ssh_argv, standalone_argv
+from remoter_kernel.local.login.openssh.stderr_errors import error_from_stderr
 from remoter_kernel.local.login.prompts import NeedsPerson
-from remoter_kernel.local.login.ssh_config import Destination, OpenSSHOptions
 
 BOX = Destination("box.example.org", 2222, "ada", alias="box")
 

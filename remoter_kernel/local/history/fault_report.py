@@ -41,8 +41,8 @@ from remoter_kernel.local.session.session_cache import load_sessions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
 
 PACKAGES_THERE = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 PACKAGES = (

@@ -62,7 +62,7 @@ class RemoteQuery:
             if self.remote is THIS_MACHINE:
                 # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
                 from remoter_kernel.local.login.embedded_host import EmbeddedHost  # noqa: PLC0415
-                from remoter_kernel.local.login.ssh_login import log_in_by_paramiko  # noqa: PLC0415
+                from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko  # noqa: PLC0415
 
                 self._embedded_host = EmbeddedHost()
                 self._embedded_host.start()

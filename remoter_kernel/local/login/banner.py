@@ -24,11 +24,11 @@ class Banner:
     """The words of one server, as far as a person has seen them."""
 
     def __init__(self, label: str, show: Callable[[str], object] | None) -> None:
-        """Remember; `label` is how the server is called, `show` reaches a person, if any."""
+        """`label` is how the server is called; `show` reaches a person, if there is one."""
         self._label = label
         self._show = show
         self._seen = ""
-        self._lines_shown = 0  # lines
+        self._lines_shown = 0
 
     def take_unseen(self, text: str) -> str:
         """Return what nobody has seen yet of all that the server has said, marked as its words.

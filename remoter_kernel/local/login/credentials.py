@@ -1,7 +1,7 @@
-"""What a person has typed for a login: how long it is known, and how often it is used.
+"""What a person has typed for a login: where it is kept, and how often it is used.
 
-In memory for as long as its process lives; in the system's keyring only where that was asked
-for (`remember`). A password is used once at first, and once after each cut: a wrong one must
+In memory for as long as the process lives; in the system's keyring only where `remember` asks
+for that. A password is used once at first, and once after each cut: a wrong one must
 not lock an account. A code is never kept.
 """
 
@@ -16,7 +16,7 @@ from remoter_kernel.errors import RemoteLacks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 KEYRING_SERVICE = "remoter-kernel"
 INSTALL_KEYRING = "Install one with `pip install remoter-kernel[keyring]`, or leave out --remember."
@@ -30,6 +30,7 @@ def hops_with_names(destination: Destination) -> Iterator[tuple[Destination, str
     way: list[str] = []
     for hop in (*destination.jumps, destination):
         name = account_name(hop)
+        # By one name and port there may be several hosts, each known by an alias of its own.
         if hop.host_key_alias:
             name += f" known as {hop.host_key_alias}"
         if hop.proxy_command:  # there may be secrets in it, and names can be read by all
@@ -58,7 +59,7 @@ class KeyringStore:
     """This system's keyring."""
 
     def __init__(self) -> None:
-        """Find it; RemoteLacks (this side lacks it) where there is none that works."""
+        """Find it; RemoteLacks (this machine lacks it) where there is none that works."""
         try:
             import keyring  # noqa: PLC0415 - slow, and only for those who want it
             import keyring.backends.fail  # noqa: PLC0415
@@ -70,36 +71,32 @@ class KeyringStore:
         if isinstance(keyring.get_keyring(), keyring.backends.fail.Keyring):
             raise RemoteLacks("this system has no keyring that can be used.", INSTALL_KEYRING)
         self._keyring = keyring
+        # It may be locked, or gone: then it has no secret, and is asked to keep none.
+        self._errors = (keyring.errors.KeyringError, OSError, ValueError)
 
     def get(self, name: str) -> str:
         """Return a secret; one that cannot be had is none."""
-        with self._ignoring_errors():
+        with contextlib.suppress(*self._errors):
             return self._keyring.get_password(KEYRING_SERVICE, name) or ""
         return ""
 
     def put(self, name: str, secret: str) -> None:
         """Keep a secret, or forget it; where that fails, it will be asked for again."""
-        with self._ignoring_errors():
+        with contextlib.suppress(*self._errors):
             if secret:
                 self._keyring.set_password(KEYRING_SERVICE, name, secret)
             else:
                 self._keyring.delete_password(KEYRING_SERVICE, name)
-
-    @contextlib.contextmanager
-    def _ignoring_errors(self) -> Iterator[None]:
-        with contextlib.suppress(self._keyring.errors.KeyringError, OSError, ValueError):
-            yield
 
 
 class HostCredentials:
     """The secrets for one host."""
 
     def __init__(self, where: str = "", store: SecretStore | None = None) -> None:
-        """Remember; `where` is the name that `hops_with_names` gives."""
+        """`where` is the name that `hops_with_names` gives."""
         self._name = where
         self._store = store
-        self._passphrases: dict[str, str] = {}  # by file
-        self._password = ""
+        self._secrets: dict[str, str] = {}  # by the names that they have in the store
         self._may_use_password = True
 
     def __repr__(self) -> str:
@@ -114,27 +111,20 @@ class HostCredentials:
         if not self._may_use_password:
             return ""
         self._may_use_password = False
-        return self._password or (self._store.get(self._password_name()) if self._store else "")
+        return self._get(f"password of {self._name}")
 
     def store_password(self, password: str) -> None:
         """Keep a password that has let somebody in; an empty one was wrong: forget it."""
-        self._password = password
         self._may_use_password = False
-        if self._store:
-            self._store.put(self._password_name(), password)
+        self._put(f"password of {self._name}", password)
 
     def passphrase(self, file: str) -> str:
         """Return the passphrase of a key; empty: it is not known."""
-        store = self._store
-        return self._passphrases.get(file) or (
-            store.get(self._passphrase_name(file)) if store else ""
-        )
+        return self._get(f"passphrase of {file}")
 
     def store_passphrase(self, file: str, phrase: str) -> None:
         """Keep the passphrase that has unlocked a key; an empty one was wrong: forget it."""
-        self._passphrases[file] = phrase
-        if self._store:
-            self._store.put(self._passphrase_name(file), phrase)
+        self._put(f"passphrase of {file}", phrase)
 
     def clear(self, files: Iterable[str]) -> None:
         """Forget the password, and the passphrases of these keys."""
@@ -142,19 +132,19 @@ class HostCredentials:
         for file in files:
             self.store_passphrase(file, "")
 
-    def _password_name(self) -> str:
-        return f"password of {self._name}"
+    def _get(self, name: str) -> str:
+        return self._secrets.get(name) or (self._store.get(name) if self._store else "")
 
-    @staticmethod
-    def _passphrase_name(file: str) -> str:
-        return f"passphrase of {file}"
+    def _put(self, name: str, secret: str) -> None:
+        self._secrets[name] = secret
+        if self._store:
+            self._store.put(name, secret)
 
 
 class RemoteCredentials:
     """The secrets of one remote: of its host, and of the hosts before it."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._store: SecretStore | None = None
         self._by_host: dict[str, HostCredentials] = {}
 
@@ -162,7 +152,7 @@ class RemoteCredentials:
         """Use the system's keyring, too, or do not."""
         if is_remembered != (self._store is not None):
             self._store = KeyringStore() if is_remembered else None
-            self._by_host.clear()
+            self._by_host.clear()  # what was typed stays where its person wanted it
 
     def for_host(self, where: str) -> HostCredentials:
         """Return what is known for one host."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.login.ssh_config import Destination
+from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.ssh_keywords import local_user
 from remoter_kernel.local.private_sockets import short_private_folder
 
@@ -44,7 +44,7 @@ class EmbeddedHost:
         self.close()
 
     def start(self) -> None:
-        """Start the child; return once it listens."""
+        """Start the server's process; return once it listens."""
         if os.name != "posix":
             raise RemoteLacks(
                 "the built-in host needs Linux or macOS.", "Add a remote with `remoter add`."
@@ -61,7 +61,7 @@ class EmbeddedHost:
                 # Ctrl-C at the terminal is for the kernel, not for its host.
                 start_new_session=True,
             )
-        answer = _read_first_line(self._process, READY_WITHIN)
+        answer = _read_first_line(self._process, READY_WITHIN)  # it listens by then
         if answer != READY_LINE:
             why = complaints.read_text(errors="replace").strip().splitlines() or ["it fell silent"]
             self.close()
@@ -71,12 +71,12 @@ class EmbeddedHost:
             )
 
     def close(self) -> None:
-        """End the child."""
+        """End the server's process."""
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(OSError), process:
                 if process.stdin is not None:
-                    process.stdin.close()
+                    process.stdin.close()  # the sign to end
                 try:
                     process.wait(ENDS_WITHIN)
                 except subprocess.TimeoutExpired:

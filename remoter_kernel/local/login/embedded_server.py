@@ -1,4 +1,4 @@
-"""The embedded host's child process: paramiko's server mode, for one key, on a unix socket.
+"""The embedded host's server process: paramiko's server mode, for one key, on a unix socket.
 
     python -m remoter_kernel.local.login.embedded_server FOLDER
 
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from remoter_kernel.local.login.embedded_host import HOST_KEY_ALIAS, READY_LINE, SOCKET_NAME
+from remoter_kernel.local.login.paramiko.paramiko_internals import CHECK_EVERY, ServerTransport
 from remoter_kernel.local.private_sockets import is_own_process
 from remoter_kernel.protocol.threads import Thread
 
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 # A process that a command leaves behind may hold its pipes open: what the command itself
 # said is read within this time after its end.
 LINGER = 1.0  # seconds
-CHECK_EVERY = 5.0  # seconds between two looks of paramiko at whether it was closed
 CONNECT_WITHIN = 5.0  # seconds, on loopback
 PAUSE = 0.2  # seconds until the next connection is taken, where no descriptor is left
 READ_AT_ONCE = 32 * 1024  # bytes
+GONE = (OSError, EOFError, paramiko.SSHException)  # what a connection that has ended raises
 PARENT_PID_VARIABLE = "JPY_PARENT_PID"  # ipykernel ends when the process of that number does
 
 
@@ -53,7 +54,7 @@ def main(folder: Path) -> None:
     logging.getLogger("paramiko").propagate = False
     host_key, client_key = _generate_key(None), _generate_key(folder / "client_key")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / SOCKET_NAME))
+    listener.bind(str(folder / SOCKET_NAME))  # the folder is private: so is the socket
     listener.listen()
     public = base64.b64encode(host_key.asbytes()).decode()
     (folder / "known_hosts").write_text(f"{HOST_KEY_ALIAS} {host_key.get_name()} {public}\n")
@@ -66,7 +67,7 @@ def main(folder: Path) -> None:
     accepting.start()
     print(READY_LINE.decode(), flush=True)  # noqa: T201 (it is the answer that the parent waits for)
     with contextlib.suppress(OSError):
-        while os.read(0, 1024):
+        while os.read(0, 1024):  # until the parent closes its end, or dies
             pass
     shutil.rmtree(folder, ignore_errors=True)
     # Not sys.exit: nothing here is worth waiting for, and the parent may be gone already.
@@ -78,7 +79,7 @@ def _reset_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # inherited by all commands, too
 
 
 def _generate_key(file: Path | None) -> Any:
@@ -103,7 +104,7 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
                 return
             time.sleep(PAUSE)  # gone again, or no descriptor is left: that passes
             continue
-        if not is_own_process(sock):
+        if not is_own_process(sock):  # the key would not let others in, either
             sock.close()
             continue
         Thread(_serve_connection, args=(sock, host_key, client_key), name="host-login").start()
@@ -112,25 +113,16 @@ def _accept_connections(listener: socket.socket, host_key: Any, client_key: Any)
 def _serve_connection(sock: socket.socket, host_key: Any, client_key: Any) -> None:
     """Serve one connection: hand each forwarded channel to the socket made for it."""
     server = _ServerInterface(client_key)
-    transport = _ServerTransport(sock)
+    transport = ServerTransport(sock)
     transport.add_server_key(host_key)
-    with (
-        contextlib.closing(transport),
-        contextlib.suppress(paramiko.SSHException, EOFError, OSError),
-    ):
+    with contextlib.closing(transport), contextlib.suppress(*GONE):
         transport.start_server(server=server)
         while transport.is_active():
             channel = transport.accept(CHECK_EVERY)
-            there = server.sockets.pop(channel.get_id(), None) if channel else None
-            if there is not None:
-                _relay_forward(channel, there)
-
-
-class _ServerTransport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
-    """paramiko's Transport in server mode, with the fastest cipher first, and less restless."""
-
-    _active_check_timeout = CHECK_EVERY
-    _preferred_ciphers = ("aes128-gcm@openssh.com", "aes128-ctr")
+            target = server.sockets.pop(channel.get_id(), None) if channel else None
+            if target is not None:
+                _start_thread(_relay_inwards, channel, target)
+                _start_thread(_relay_outwards, channel, target)
 
 
 class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
@@ -161,16 +153,15 @@ class _ServerInterface(paramiko.ServerInterface):  # type: ignore[misc]  # param
         origin: tuple[str, int],  # noqa: ARG002
         destination: tuple[str, int],
     ) -> int:
-        host, port = destination
-        if not _is_loopback(host):
+        if not _is_loopback(destination[0]):  # it is no way into other networks
             return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
         try:
-            there = socket.create_connection((host, port), CONNECT_WITHIN)
-        except (OSError, OverflowError):
+            target = socket.create_connection(destination, CONNECT_WITHIN)
+        except (OSError, OverflowError):  # the latter: a port that is none
             return int(paramiko.OPEN_FAILED_CONNECT_FAILED)
-        there.settimeout(None)
-        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sockets[chanid] = there
+        target.settimeout(None)
+        target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets[chanid] = target
         return int(paramiko.OPEN_SUCCEEDED)
 
 
@@ -183,6 +174,7 @@ def _is_loopback(host: str) -> bool:
 
 def _run_command(channel: Any, command: bytes) -> None:
     """Run a command as sshd would: by a shell, in a session of its own, from the home."""
+    # Set where Jupyter has started us: a kernel would end with a process that is not its parent.
     environment = {key: value for key, value in os.environ.items() if key != PARENT_PID_VARIABLE}
     with contextlib.closing(channel):
         process = subprocess.Popen(
@@ -200,9 +192,10 @@ def _run_command(channel: Any, command: bytes) -> None:
             _start_thread(_relay_output, process.stderr, channel.sendall_stderr),
         ]
         status = process.wait()
-        for output in outputs:
+        for output in outputs:  # before the status: after it, a client may hang up
             output.join(LINGER)
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        with contextlib.suppress(*GONE):
+            # As a shell does for a command that a signal has ended.
             channel.send_exit_status(status if status >= 0 else 128 - status)
 
 
@@ -214,38 +207,35 @@ def _start_thread(do: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 def _relay_stdin(channel: Any, process: subprocess.Popen[bytes]) -> None:
     """Give a command its input; its end, or the channel's, closes it."""
-    with contextlib.suppress(OSError, EOFError), process.stdin:  # type: ignore[union-attr]
+    with contextlib.suppress(OSError, EOFError), process.stdin as stdin:  # type: ignore[union-attr]
         while data := channel.recv(READ_AT_ONCE):
-            process.stdin.write(data)  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            stdin.write(data)
+            stdin.flush()
 
 
 def _relay_output(source: Any, send: Callable[[bytes], None]) -> None:
     """Relay what a command says; where nobody listens any more, it meets a closed pipe."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException), source:
+    with contextlib.suppress(*GONE), source:
         while data := source.read1(READ_AT_ONCE):
             send(data)
 
 
-def _relay_forward(channel: Any, there: socket.socket) -> None:
-    """Relay a forwarded connection; when either side ends, so does the other."""
+def _relay_inwards(channel: Any, target: socket.socket) -> None:
+    """Relay what comes for a forwarded connection; when either end closes, so does the other."""
+    with contextlib.suppress(OSError, EOFError):
+        while data := channel.recv(READ_AT_ONCE):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)  # wakes the other thread, which closes it
 
-    def inwards() -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while data := channel.recv(READ_AT_ONCE):
-                there.sendall(data)
-        with contextlib.suppress(OSError):
-            there.shutdown(socket.SHUT_RDWR)
 
-    def outwards() -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException), there:
-            while data := there.recv(READ_AT_ONCE):
-                channel.sendall(data)
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            channel.close()
-
-    _start_thread(inwards)
-    _start_thread(outwards)
+def _relay_outwards(channel: Any, target: socket.socket) -> None:
+    """Relay what a forwarded connection answers."""
+    with contextlib.suppress(*GONE), target:
+        while data := target.recv(READ_AT_ONCE):
+            channel.sendall(data)
+    with contextlib.suppress(*GONE):
+        channel.close()
 
 
 if __name__ == "__main__":

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HostKeyProblem
+from remoter_kernel.local.login.destination import SSH_PORT
 from remoter_kernel.local.login.login import HostKeyNotAsked, UnknownHostKey
 from remoter_kernel.local.login.prompts import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
 
-SSH_PORT = 22
 REVOKED = "@revoked"
 AUTHORITY = "@cert-authority"
 DISCARDING_FILES = ("/dev/null", os.devnull)  # what is written there is not kept
@@ -43,8 +43,8 @@ class KnownHostsLine:
 
     file: Path
     number: int
+    # Only lines without one are trusted: paramiko cannot check what @cert-authority signs
     marker: str
-    """Only lines without one are trusted: paramiko cannot check what @cert-authority signs."""
     names: str
     kind: str
     key: bytes
@@ -73,17 +73,13 @@ class KnownHosts:
     """What the known_hosts files say about one destination."""
 
     def __init__(self, destination: Destination) -> None:
-        self.files = destination.known_hosts_files
-        self.host = destination.label
+        self.destination = destination
         plain = (destination.host_key_alias or destination.host_name).lower()
-        has_port = destination.port != SSH_PORT and not destination.host_key_alias
-        self.name = f"[{plain}]:{destination.port}" if has_port else plain
-        self._least_rsa_bits = destination.rules.least_rsa_bits
-        self._hashes_names = destination.rules.hashes_names
-        self._is_strict = destination.rules.is_strict
-        lines = [line for file in self.files for line in read_known_hosts(file)]
+        self.name = name_in_file(destination).lower()
+        lines = [line for file in destination.known_hosts_files for line in read_known_hosts(file)]
         self._lines = [line for line in lines if line.is_for(self.name)]
         # As OpenSSH does: a key known for the host without a port will do, if it matches.
+        has_port = self.name != plain
         self._lines_without_port = [line for line in lines if has_port and line.is_for(plain)]
 
     @property
@@ -99,61 +95,45 @@ class KnownHosts:
 
     def check(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
         """Return if the key is trusted; raise HostKeyProblem if it is not."""
-        revoked = [
-            line
-            for line in (*self._lines, *self._lines_without_port)
-            if line.marker == REVOKED and line.key == key
-        ]
-        if revoked:
+        host, rules = self.destination.label, self.destination.rules
+        for line in (*self._lines, *self._lines_without_port):
+            if line.marker == REVOKED and line.key == key:
+                raise HostKeyProblem(
+                    f"{host} shows a key that is revoked ({line.file}, line {line.number}).",
+                    "Do not log in; ask the host's administrator.",
+                )
+        if 0 < rsa_bits(key) < rules.least_rsa_bits:
             raise HostKeyProblem(
-                f"{self.host} shows a key that is revoked "
-                f"({revoked[0].file}, line {revoked[0].number}).",
-                "Do not log in; ask the host's administrator.",
-            )
-        if 0 < rsa_bits(key) < self._least_rsa_bits:
-            raise HostKeyProblem(
-                f"{self.host} shows an RSA key of {rsa_bits(key)} bits, and your ssh config "
-                f"asks for {self._least_rsa_bits} (RequiredRSASize).",
+                f"{host} shows an RSA key of {rsa_bits(key)} bits, and your ssh config "
+                f"asks for {rules.least_rsa_bits} (RequiredRSASize).",
                 "Ask the host's administrator for a longer key, or one of another kind.",
             )
         trusted = [line for line in self._lines if not line.marker]
-        if any(line.key == key for line in trusted):
+        if any(line.key == key for line in trusted):  # a host may have several keys of a kind
             return
+        shown = f"{kind} {fingerprint(key)}"
         if trusted:
-            self._refuse_changed(kind, key, trusted)
+            # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
+            # so a host that shows another kind no longer has (or never had) the key we know.
+            old = next((line for line in trusted if line.kind == kind), trusted[0])
+            raise HostKeyProblem(
+                f"the host key of {host} has changed: it shows {shown}, "
+                f"but {old.file}, line {old.number}, says {old.kind} {fingerprint(old.key)}.",
+                "Somebody may be listening in. If the administrator confirms the new key, "
+                f"remove that line (or run: ssh-keygen -f '{old.file}' -R '{self.name}').",
+            )
         if any(line.key == key and not line.marker for line in self._lines_without_port):
             return
-        self._confirm(kind, key, prompter)
-
-    def _refuse_changed(self, kind: str, key: bytes, trusted: list[KnownHostsLine]) -> None:
-        # OpenSSH would ask when only the kind is new. But we ask for the known kinds first,
-        # so a host that shows another kind no longer has (or never had) the key we know.
-        old = next((line for line in trusted if line.kind == kind), trusted[0])
-        raise HostKeyProblem(
-            f"the host key of {self.host} has changed: it shows {kind} {fingerprint(key)}, "
-            f"but {old.file}, line {old.number}, says {old.kind} {fingerprint(old.key)}.",
-            "Somebody may be listening in. If the administrator confirms the new key, "
-            f"remove that line (or run: ssh-keygen -f '{old.file}' -R '{self.name}').",
-        )
-
-    def _confirm(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
-        shown = fingerprint(key)
-        if self._is_strict:
-            raise strict_checking_error(self.host, f"{kind} {shown}", self.files)
-        if prompter is None:
-            raise HostKeyNotAsked(
-                f"the host key of {self.host} is not known here: {kind} {shown}.",
-                acceptance_advice(self.files),
-            )
-        said = prompter.confirm_host_key(self.host, kind, shown)
+        if rules.is_strict or prompter is None:
+            raise host_key_unknown(self.destination, shown, was_asked=False)
+        said = prompter.confirm_host_key(host, kind, fingerprint(key))
         if said is Trust.NO:
-            raise UnknownHostKey(
-                f"the host key of {self.host} was not accepted: {kind} {shown}.",
-                "Compare it with what the host's administrator says, then try again.",
-            )
-        if said is Trust.YES and self.files:
-            name = hash_name(self.name) if self._hashes_names else self.name
-            append_known_host(self.files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
+            raise host_key_rejected(host, shown)
+        files = self.destination.known_hosts_files
+        if said is Trust.YES and files:
+            # As ssh does with HashKnownHosts: who steals the file learns no names.
+            name = hash_name(self.name) if rules.hashes_names else self.name
+            append_known_host(files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
 
 
 def is_known_by_ca_only(destination: Destination) -> bool:
@@ -207,24 +187,41 @@ def append_known_host(file: Path, line: str) -> None:
         ) from error
 
 
-def acceptance_advice(files: Sequence[Path]) -> str:
-    """Say how a host key that is not known yet can be accepted for good."""
-    if not files or str(files[0]) in DISCARDING_FILES:
-        return (
+def name_in_file(destination: Destination) -> str:
+    """Return what a host is called in known_hosts: with its port, unless it has an alias there."""
+    if destination.host_key_alias or destination.port == SSH_PORT:
+        return destination.host_key_alias or destination.host_name
+    return f"[{destination.host_name}]:{destination.port}"
+
+
+def host_key_unknown(destination: Destination, shown: str, *, was_asked: bool) -> UnknownHostKey:
+    """Say that a host key would have to be known; `shown`: its kind and fingerprint."""
+    host, files = destination.label, destination.known_hosts_files
+    keeps_keys = bool(files) and str(files[0]) not in DISCARDING_FILES
+    if destination.rules.is_strict:  # nobody may be asked about it
+        file = files[0] if keeps_keys else "a file of known hosts"
+        return UnknownHostKey(
+            f"the host key of {host} is not known here: {shown}; "
+            "and your ssh config says StrictHostKeyChecking yes.",
+            f"Add the line that its administrator gives you to {file}, "
+            "or say StrictHostKeyChecking ask for it.",
+        )
+    if was_asked:
+        return host_key_rejected(host, shown)
+    advice = "Run `remoter check NAME` at a terminal to compare and accept it."
+    if not keeps_keys:
+        advice = (
             "Your ssh config keeps no host keys for it (UserKnownHostsFile): name a file there, "
             "then run `remoter check NAME` at a terminal to compare and accept it."
         )
-    return "Run `remoter check NAME` at a terminal to compare and accept it."
+    return HostKeyNotAsked(f"the host key of {host} is not known here: {shown}.", advice)
 
 
-def strict_checking_error(host: str, shown: str, files: Sequence[Path]) -> UnknownHostKey:
-    """Say that a host key would have to be known, because nobody may be asked about it."""
-    file = "a file of known hosts" if not files or str(files[0]) in DISCARDING_FILES else files[0]
+def host_key_rejected(host: str, shown: str) -> UnknownHostKey:
+    """Say that a person does not take a host key for the right one."""
     return UnknownHostKey(
-        f"the host key of {host} is not known here: {shown}; "
-        "and your ssh config says StrictHostKeyChecking yes.",
-        f"Add the line that its administrator gives you to {file}, "
-        "or say StrictHostKeyChecking ask for it.",
+        f"the host key of {host} was not accepted: {shown}.",
+        "Compare it with what the host's administrator says, then try again.",
     )
 
 
@@ -262,4 +259,5 @@ def _matches_hash(hashed: str, name: str) -> bool:
         )
     except (binascii.Error, ValueError):
         return False
+    # SHA-1 is what OpenSSH hashes names with; nothing rests on its strength.
     return hmac.compare_digest(hmac.digest(salt, name.encode(), "sha1"), digest)

@@ -18,17 +18,17 @@ from remoter_kernel.local.login.known_hosts import is_known_by_ca_only
 from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
 from remoter_kernel.local.login.openssh.openssh_login import living_master, log_in_by_openssh
 from remoter_kernel.local.login.paramiko.keys import has_only_security_keys, key_files
-from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination
+from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
+from remoter_kernel.local.login.ssh_config import has_usable_ssh, resolve_destination, run_quietly
 from remoter_kernel.local.login.ssh_keywords import why_unsupported
-from remoter_kernel.local.login.ssh_login import log_in_by_paramiko
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.login.credentials import RemoteCredentials
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
 TICKET_WITHIN = 3.0  # seconds for `klist`
@@ -46,7 +46,7 @@ def log_in_to(
     destination: Destination | None = None,
     credentials: RemoteCredentials | None = None,
 ) -> SSHLogin:
-    """Log in to a remote; `on_step` hears of each step as it begins, `on_try` of each login.
+    """Log in to a remote; `on_step` is called with each step, `on_try` with each login.
 
     `destination`: what its host stands for now, if that is known already.
     """
@@ -54,7 +54,7 @@ def log_in_to(
     facts = transport_facts(destination) if remote.transport == "auto" else TransportFacts()
     transport, why = choose_transport(remote.transport, facts)
     if transport != OPENSSH:
-        _raise_if_unsafe(destination)
+        _raise_if_unsafe(destination)  # where paramiko was asked for, or there is no ssh
         try:
             return log_in_by_paramiko(
                 destination,
@@ -63,7 +63,7 @@ def log_in_to(
                 on_try=on_try,
                 credentials=credentials,
             )
-        except NoCommonAlgorithm:
+        except NoCommonAlgorithm:  # ssh has algorithms that paramiko does not know
             if not facts.has_ssh:
                 raise
             why = NO_COMMON_ALGORITHM
@@ -78,7 +78,7 @@ def log_in_to(
 def clear_secrets(remote: Remote) -> None:
     """Let this system's keyring forget what it keeps for a remote's logins."""
     destination, keyring = resolve_destination(remote.host, remote.ssh_config), KeyringStore()
-    for hop, name in hops_with_names(destination):
+    for hop, name in hops_with_names(destination):  # jump hosts may have asked, too
         for each in {name, account_name(hop)}:  # the latter is how earlier versions called it
             HostCredentials(each, keyring).clear(map(str, key_files(hop)))
 
@@ -91,7 +91,7 @@ def transport_facts(destination: Destination) -> TransportFacts:
     return TransportFacts(
         has_ssh=True,
         has_master=living_master(destination) is not None,
-        beyond_paramiko=next(_unsupported_reasons(destination), ""),
+        beyond_paramiko=next(_unsupported_reasons(destination), ""),  # one is enough for a sentence
         has_ticket=any(hop.openssh.uses_kerberos for hop in hops)
         and _has_ticket(destination.environment),
         has_only_security_keys=any(map(has_only_security_keys, hops)),
@@ -132,36 +132,23 @@ def _hint_at_skipped(destination: Destination, error: RemoterError) -> None:
 
 def _has_ticket(environment: Mapping[str, str]) -> bool:
     try:
-        done = subprocess.run(
-            ["klist", "-s"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TICKET_WITHIN,
-            check=False,
-        )
+        # -s: only the status, which says whether there is a ticket that is still valid.
+        return run_quietly(["klist", "-s"], TICKET_WITHIN, environment).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0
 
 
 @dataclass(frozen=True)
 class TransportFacts:
     """What is known before a login."""
 
-    has_ssh: bool = False
-    """There is an OpenSSH client here."""
-    has_master: bool = False
-    """The person's own ControlMaster for the host is logged in."""
-    has_ticket: bool = False
-    """The host is to be entered by GSSAPI, and there is a Kerberos ticket."""
-    has_only_security_keys: bool = False
-    """All keys that could be shown are on security keys (FIDO)."""
-    is_known_by_authority: bool = False
-    """Only a certificate authority vouches for the host's key."""
+    has_ssh: bool = False  # there is an OpenSSH client here
+    has_master: bool = False  # the person's own ControlMaster for the host is logged in
+    has_ticket: bool = False  # the host is to be entered by GSSAPI, and there is a Kerberos ticket
+    has_only_security_keys: bool = False  # all keys that could be shown are on security keys (FIDO)
+    is_known_by_authority: bool = False  # only a certificate authority vouches for the host's key
     needs_proxy_on_windows: bool = False
-    beyond_paramiko: str = ""
-    """A clause: what the ssh config says that only ssh can heed."""
+    beyond_paramiko: str = ""  # A clause: what the ssh config says that only ssh can heed
 
 
 # The first that is true decides; the clause says why paramiko would not do.

@@ -115,7 +115,7 @@ class NeedsPerson(LoginRefused):
     """Only a person can go on, and none could be asked: worth trying again when one is there."""
 
     def at(self, remote: str) -> RemoterError:
-        """Remember which remote this happened to, and name it in the advice."""
+        """Note which remote this happened to, and name it in the advice."""
         self.advice = self.advice.replace("NAME", remote)
         return super().at(remote)
 
@@ -139,6 +139,7 @@ def to_one_line(text: str) -> str:
     words = " ".join(
         text.translate(BLANKS).split()
     )  # before `strip_controls` takes some of the gaps
+    # Signs that turn the direction of writing, say, are no controls and not printable.
     shown = "".join(sign for sign in strip_controls(words) if sign.isprintable())
     return " ".join(shown.split())
 

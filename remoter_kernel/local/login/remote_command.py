@@ -1,4 +1,4 @@
-"""One command on the far machine: what it was given, what it has said so far, how it ended."""
+"""One remote command: what it was given, what it has written so far, how it ended."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import time
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks
-from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
-from remoter_kernel.local.login.paramiko_channel import ConnectionClosed, ResponseTimeout
+from remoter_kernel.local.login.login import (
+    CommandEnded,
+    CompletedCommand,
+    ConnectionClosed,
+    ResponseTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remoter_kernel.local.login.paramiko_channel import ChannelFactory
+    from remoter_kernel.local.login.login import ChannelFactory
 
 MOST_OUTPUT = 64 * 1024 * 1024  # bytes: what we run says less by far
 # A process that a command leaves behind may hold stdout open for ever. Once the command
@@ -42,7 +46,7 @@ class RemoteCommand:
         self._channel.request_open("session")
 
     def wait_open(self, seconds: float) -> None:
-        """Wait for the channel; raise Refused, Closed or TooLate."""
+        """Wait for the channel; raises what `Channel` says."""
         self._channel.wait_open(seconds)
 
     @property
@@ -60,14 +64,14 @@ class RemoteCommand:
         self._channel.exec_command(command)
         try:
             self._channel.send(stdin, deadline=deadline)
-            self._channel.send_eof()
+            self._channel.send_eof()  # else `cat` and its like would wait for more
         except ConnectionClosed:
             # A command may end without reading what it was given. A cut is another thing.
             if not self._transport.active:
                 raise
 
     def wait(self, deadline: float) -> CompletedCommand:
-        """Wait until the command has ended; raise Closed or TooLate."""
+        """Wait until the command has ended; raise ConnectionClosed or ResponseTimeout."""
         self._wait_for(lambda: self._is_over, deadline)
         self.close()
         return self._result()
@@ -75,7 +79,7 @@ class RemoteCommand:
     def wait_for_line(self, starts_with: bytes, deadline: float) -> bytes:
         """Wait until a line of stdout starts so, and return it; the command goes on.
 
-        Raises CommandEnded if none came, Closed or TooLate.
+        Raises CommandEnded if none came, ConnectionClosed or ResponseTimeout.
         """
         found: list[bytes] = []
         begins = looked = 0  # of the line that has no end yet: where it begins, what was looked at
@@ -103,16 +107,15 @@ class RemoteCommand:
     # --- inside ---
 
     def _result(self) -> CompletedCommand:
-        status = self._channel.exit_status
         with self._changed:
-            return CompletedCommand(
-                bytes(self._stdout), bytes(self._stderr), -1 if status is None else status
-            )
+            stdout, stderr = bytes(self._stdout), bytes(self._stderr)
+        return CompletedCommand.of(stdout, stderr, self._channel.exit_status)
 
     def _wait_for(self, is_done: Callable[[], object], deadline: float) -> None:
         with self._changed:
             while not is_done():
                 now = time.monotonic()
+                # A process that the command has left behind may hold its pipes, and the channel.
                 if self._exited_at and now >= self._exited_at + LINGER:
                     self._is_over = True
                     continue
@@ -125,6 +128,7 @@ class RemoteCommand:
                         f"a command there said more than {MOST_OUTPUT >> 20} MiB.",
                         "Look at what its login shell prints at start.",
                     )
+            # What a command has written before a cut may be half of it.
             if not self._transport.active and self._channel.exit_status is None:
                 raise ConnectionClosed
 

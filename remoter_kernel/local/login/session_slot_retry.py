@@ -1,7 +1,7 @@
 """The commands that run on one login, for servers that have room for few at once (MaxSessions).
 
-Many fronts share a login: when several come at the same moment, one may have to wait until
-another's command is over.
+Many clients share a login: when several start a command at the same moment, one may have to wait
+until another's command is over.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from remoter_kernel.local.login.remote_command import RemoteCommand
 
-RETRY_EVERY = 0.1  # seconds: no server tells when it has room again
-FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session there
+RETRY_EVERY = 0.1  # seconds: no server sends anything when it has room again
+FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session on the server
 
 
 class SessionSlotRetry:
@@ -22,39 +22,38 @@ class SessionSlotRetry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: list[RemoteCommand] = []
+        self._commands: list[RemoteCommand] = []
         self._freed_at = -FREE_WITHIN
 
     def add(self, command: RemoteCommand) -> None:
-        """Hear of one more."""
+        """Count one more."""
         with self._lock:
-            self._remove_ended()
-            self._running.append(command)
+            self._commands = [*self._running(), command]
 
     def discard(self, command: RemoteCommand) -> None:
-        """Hear that one has not begun."""
+        """Forget one that was not started: it would seem to run for ever."""
         with self._lock:
-            self._running = [each for each in self._running if each is not command]
+            self._commands = [each for each in self._commands if each is not command]
 
     @property
     def is_any_running(self) -> bool:
         """Is a command under way?"""
         with self._lock:
-            self._remove_ended()
-            return bool(self._running)
+            return bool(self._running())
 
     def wait_for_slot(self, deadline: float) -> bool:
         """Wait a moment after a refusal; False: to ask again is of no use."""
         now = time.monotonic()
         with self._lock:
-            self._remove_ended()
-            if now >= deadline or not (self._running or now < self._freed_at + FREE_WITHIN):
+            if now >= deadline or not (self._running() or now < self._freed_at + FREE_WITHIN):
                 return False
         time.sleep(RETRY_EVERY)
         return True
 
-    def _remove_ended(self) -> None:
-        command = [each for each in self._running if not each.is_over]
-        if len(command) < len(self._running):
+    def _running(self) -> list[RemoteCommand]:
+        """Return those that have not ended; note when it was seen that one has."""
+        running = [each for each in self._commands if not each.is_over]
+        if len(running) < len(self._commands):
             self._freed_at = time.monotonic()
-        self._running = command
+        self._commands = running
+        return running

@@ -10,16 +10,21 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, Unreachable, Usage
+from remoter_kernel.local.login.destination import (
+    CONNECT_WITHIN,
+    SSH_PORT,
+    Destination,
+    OpenSSHOptions,
+)
 from remoter_kernel.local.login.ssh_config_cache import ConfigFiles, cache_answer, cached_answer
 from remoter_kernel.local.login.ssh_keywords import (
-    DEFAULT_RULES,
-    LoginRules,
     Tokens,
     account_home,
     local_user,
@@ -28,20 +33,20 @@ from remoter_kernel.local.login.ssh_keywords import (
 from remoter_kernel.local.private_files import requiring_home
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 QUERY_WITHIN = 5.0  # seconds for `ssh -G`: a `Match exec` in it may ask the network
-CONNECT_WITHIN = 10.0  # seconds, unless ConnectTimeout says otherwise
-SSH_PORT = 22
 LONGEST_CHAIN = 8  # jump hosts: more than that is two aliases that name each other
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
-SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
+# As `ssh -G` prints them where nobody has named others.
+USER_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
+SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
 KERBEROS = ("gssapiauthentication", "gssapikeyexchange")
 # What `ssh -G` lists when nobody has named an identity; see `Destination.identity_files`.
 DEFAULT_IDENTITIES = frozenset(
     f"~/.ssh/id_{kind}"
-    for kind in (
+    for kind in [
         "rsa",
         "ecdsa",
         "ecdsa_sk",
@@ -50,65 +55,10 @@ DEFAULT_IDENTITIES = frozenset(
         "xmss",
         "dsa",
         "mldsa44_ed25519",
-    )
+    ]
 )
-
-
-_defaults_by_ssh: dict[
-    tuple[str, int], dict[str, list[str]] | None
-] = {}  # by the ssh that has said so
-
-
-@dataclass(frozen=True)
-class OpenSSHOptions:
-    """What the system's ssh must be told, or says of itself, when it is to log in there."""
-
-    config_option: tuple[str, ...] = ()
-    """Its option `-F`, if any."""
-    control_path: str = ""
-    """The socket of the person's own ControlMaster, alive or not."""
-    uses_kerberos: bool = False
-    keeps_alive: bool = False
-    """The person has chosen how a dead connection is noticed."""
-    keywords: frozenset[str] = field(default=frozenset(), repr=False)
-    """All that `ssh -G` told about: an older ssh stumbles over what it does not know."""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where to log in, as whom, and with which files; plain values only."""
-
-    host_name: str
-    port: int
-    user: str
-    identity_files: tuple[Path, ...] = ()
-    """Private keys that were named for this host; empty: the default ones."""
-    known_hosts_files: tuple[Path, ...] = ()
-    """The first is the one that learns new keys."""
-    host_key_alias: str = ""
-    jumps: tuple[Destination, ...] = ()
-    """Hosts to pass through, the nearest first; their own `jumps` are empty."""
-    identities_only: bool = False
-    identity_agent: str = ""
-    """A socket path, or "none"; empty: what SSH_AUTH_SOCK says."""
-    connect_timeout: float = CONNECT_WITHIN
-    proxy_command: str = ""
-    alias: str = ""
-    """What the person typed: for sentences, and for the system's ssh."""
-    openssh: OpenSSHOptions = OpenSSHOptions()
-    socket_path: Path | None = None
-    """A unix socket of this machine where its server listens, instead of TCP."""
-    environment: Mapping[str, str] = field(
-        default_factory=lambda: dict(os.environ), compare=False, repr=False
-    )
-    """Of whoever logs in: it names the agent, the Kerberos ticket, and where programs are."""
-    rules: LoginRules = DEFAULT_RULES
-
-    @property
-    def label(self) -> str:
-        """How to call this host in a sentence."""
-        where = self.host_name if self.port == SSH_PORT else f"{self.host_name}:{self.port}"
-        return where if self.alias in ("", self.host_name, where) else f"{self.alias} ({where})"
+# By the ssh that has said so, and its date.
+_defaults_by_ssh: dict[tuple[str, int], dict[str, list[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -143,9 +93,11 @@ def _resolve_hop(
     ssh = _find_ssh(environment)
     keywords = _query_ssh(spec, config, environment) if ssh else _read_without_ssh(spec, config)
     tokens = _tokens_for(spec, keywords, config, environment)
-    rules = login_rules(keywords, _ssh_defaults(ssh) if ssh else None)
-    destination = replace(_destination(spec, keywords, tokens), rules=rules)
-    destination = replace(destination, openssh=_openssh_options(keywords, config))
+    destination = replace(
+        _destination(spec, keywords, tokens),
+        rules=login_rules(keywords, _ssh_defaults(ssh) if ssh else None),
+        openssh=_openssh_options(keywords, config),
+    )
     jumps = tokens.expand_command(keywords.get("proxyjump", ["none"])[0])
     if jumps.lower() == "none":
         return destination
@@ -154,7 +106,7 @@ def _resolve_hop(
         found = _resolve_hop(hop, config, environment, depth=depth + 1)
         # As in OpenSSH, only the first hop may bring jump hosts of its own.
         chain += [*(found.jumps if place == 0 else ()), replace(found, jumps=())]
-    return replace(destination, jumps=tuple(chain), proxy_command="")
+    return replace(destination, jumps=tuple(chain), proxy_command="")  # ProxyJump excludes it
 
 
 def _parse_host_spec(text: str) -> _HostSpec:
@@ -182,6 +134,20 @@ def _parse_host_spec(text: str) -> _HostSpec:
 # ----------------------------------------------------------- asking OpenSSH
 
 
+def run_quietly(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program that asks nothing; raises OSError and subprocess.TimeoutExpired."""
+    return subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 def has_usable_ssh(environment: Mapping[str, str]) -> bool:
     """Say whether there is an OpenSSH client here that works for this user."""
     return bool(_find_ssh(environment))
@@ -200,30 +166,15 @@ def _find_ssh(environment: Mapping[str, str]) -> str:
 
 def _ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
     """Say what this ssh does where no file says anything; None where it does not tell."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # then it is asked again
         key = (ssh, os.stat(ssh).st_mtime_ns)  # noqa: PTH116 (a text is at hand)
         if key not in _defaults_by_ssh:
+            done = run_quietly([ssh, "-G", "-F", "none", "--", "host.invalid"], QUERY_WITHIN)
+            found = _parse_keywords(done.stdout.decode(errors="surrogateescape"))
             _defaults_by_ssh.clear()
-            _defaults_by_ssh[key] = _query_ssh_defaults(ssh)
-        if _defaults_by_ssh[key] is None:  # a busy machine: it is asked again the next time
-            return _defaults_by_ssh.pop(key)
+            _defaults_by_ssh[key] = found
         return _defaults_by_ssh[key]
     return None
-
-
-def _query_ssh_defaults(ssh: str) -> dict[str, list[str]] | None:
-    command = [ssh, "-G", "-F", "none", "--", "host.invalid"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=QUERY_WITHIN,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return _parse_keywords(done.stdout.decode(errors="surrogateescape")) or None
 
 
 def _parse_keywords(output: str) -> dict[str, list[str]]:
@@ -239,12 +190,10 @@ def _query_ssh(
 ) -> dict[str, list[str]]:
     """Let `ssh -G` say all that its configuration means for this host."""
     choice = _config_option(config)
-    # With -v it tells which files it reads.
-    command = ["ssh", "-v", "-G", *choice, *options]
+    command = ["ssh", "-v", "-G", *choice, *options]  # with -v it tells which files it reads
     command += ["-l", spec.user] if spec.user else []
     command += ["-p", str(spec.port)] if spec.port else []
     command += ["--", spec.host]
-
     ssh = _find_ssh(environment)
     files = ConfigFiles(ssh, choice)
     answer = cached_answer(command, files)
@@ -252,6 +201,7 @@ def _query_ssh(
         done = _run_ssh_g(command, spec, config, environment)
         answer = done.stdout.decode(errors="surrogateescape")
         is_sure = not files.is_uncacheable and files.covers(done.stderr.decode(errors="replace"))
+        # What has changed while ssh was reading may be in the answer, or may not.
         if is_sure and files.is_settled and ConfigFiles(ssh, choice).stamp == files.stamp:
             cache_answer(command, files, answer)
     return _parse_keywords(answer)
@@ -261,14 +211,7 @@ def _run_ssh_g(
     command: list[str], spec: _HostSpec, config: Path, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[bytes]:
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=QUERY_WITHIN,
-            check=False,
-        )
+        done = run_quietly(command, QUERY_WITHIN, environment)
     except subprocess.TimeoutExpired as error:
         raise Unreachable(
             f"`ssh -G {spec.host}` did not answer within {QUERY_WITHIN:g} s.",
@@ -277,8 +220,8 @@ def _run_ssh_g(
     except OSError as error:
         raise BadConfiguration(f"`ssh -G` cannot be run: {error}.") from error
     if done.returncode != 0:
-        keywords = done.stderr.decode(errors="replace").strip().splitlines()
-        why = [line for line in keywords if not line.startswith("debug")] or ["no reason given"]
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = [line for line in said if not line.startswith("debug")] or ["no reason given"]
         raise BadConfiguration(
             f"ssh does not understand its configuration for {spec.host}: {why[-1]}.",
             f"Look at {config}.",
@@ -306,18 +249,16 @@ def _config_option(config: Path) -> list[str]:
 
 def _read_without_ssh(spec: _HostSpec, config: Path) -> dict[str, list[str]]:
     """Read ssh_config with paramiko's parser, where there is no OpenSSH client."""
-    from remoter_kernel.local.login.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
+    from remoter_kernel.local.login.paramiko.paramiko_config import lookup_host  # noqa: PLC0415 (0.2 s, seldom)
 
     keywords: dict[str, list[str]] = {}
     if config.exists():
         keywords = lookup_host(config, spec.host)
     elif config != Path.home() / ".ssh" / "config":
         _config_option(config)  # says that it does not exist
-    if spec.user:
-        keywords["user"] = [spec.user]
-    if spec.port:
-        keywords["port"] = [str(spec.port)]
-    return keywords
+    # What was typed counts before what the file says.
+    typed = {"user": spec.user, "port": str(spec.port or "")}
+    return keywords | {key: [value] for key, value in typed.items() if value}
 
 
 # --------------------------------------------------- from words to a Destination
@@ -333,14 +274,23 @@ def _tokens_for(
         told = _query_ssh(spec, config, environment, "-o", f"ControlPath=/%{name}")
         return told.get("controlpath", ["/"])[0].removeprefix("/")
 
-    tokens = Tokens.for_host(
-        spec.host,
-        host=_first_value(keywords, "hostname", spec.host),
-        port=int(_first_value(keywords, "port", str(SSH_PORT))),
-        user=_first_value(keywords, "user") or _local_user_name(),
-        alias=_first_value(keywords, "hostkeyalias"),
-        expand_by_ssh=ask_ssh,
-        environment=environment,
+    local_host = socket.gethostname()
+    tokens = Tokens(
+        {
+            "%": "%",
+            "d": str(Path.home()),
+            "h": _first_value(keywords, "hostname", spec.host),
+            "i": str(os.getuid() if hasattr(os, "getuid") else 0),
+            "k": _first_value(keywords, "hostkeyalias") or spec.host,
+            "L": local_host.partition(".")[0],
+            "l": local_host,
+            "n": spec.host,
+            "p": str(int(_first_value(keywords, "port", str(SSH_PORT)))),
+            "r": _first_value(keywords, "user") or _local_user_name(),
+            "u": local_user(),
+        },
+        ask_ssh,
+        environment,
     )
     return tokens
 
@@ -384,24 +334,19 @@ def _destination(spec: _HostSpec, keywords: dict[str, list[str]], tokens: Tokens
 
 
 def _openssh_options(keywords: dict[str, list[str]], config: Path) -> OpenSSHOptions:
-    control_path = keywords.get("controlpath", ["none"])[0]
     return OpenSSHOptions(
         config_option=tuple(_config_option(config)),
-        control_path="" if control_path.lower() == "none" else control_path,
-        uses_kerberos=any(keywords.get(word, ["no"])[0] == "yes" for word in KERBEROS),
-        keeps_alive=keywords.get("serveraliveinterval", ["0"])[0] != "0",
+        control_path=_first_value(keywords, "controlpath"),
+        uses_kerberos=any(_first_value(keywords, word) == "yes" for word in KERBEROS),
+        keeps_alive=_first_value(keywords, "serveraliveinterval", "0") != "0",
         keywords=frozenset(keywords),
     )
 
 
 def _known_hosts_files(keywords: dict[str, list[str]], tokens: Tokens) -> tuple[Path, ...]:
     """List the user's files first, then the system's, which take no tokens."""
-    user = _split_paths(
-        keywords.get("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
-    )
-    system = _split_paths(
-        keywords.get("globalknownhostsfile", [" ".join(map(str, SYSTEM_KNOWN_HOSTS))])
-    )
+    usual = {"userknownhostsfile": USER_KNOWN_HOSTS, "globalknownhostsfile": SYSTEM_KNOWN_HOSTS}
+    user, system = (_split_paths(keywords.get(key, [files])) for key, files in usual.items())
     # Where the person has no file, none learns a new key: the system's is not theirs to write.
     own = [tokens.expand_path(name) for name in user] or [Path(os.devnull)]
     return (*own, *map(Path, system))

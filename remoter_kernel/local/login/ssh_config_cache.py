@@ -1,8 +1,8 @@
-"""What `ssh -G` has answered, remembered from start to start where nothing can have changed it.
+"""Keeps answers of `ssh -G` from start to start, where nothing can have changed them.
 
-An answer is kept only where each file that ssh has read is known by its dates, and where none of
-them makes it depend on anything else: a command, the network, a name server, the environment.
-Whatever is in doubt is asked anew.
+An answer is kept only where we know the
+dates of each file that ssh has read, and where no file makes it depend on anything else: a
+command, the network, a name server, the environment. In doubt ssh is asked again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ MOST_ANSWERS = 64  # the oldest are forgotten
 MOST_FILES, LARGEST_FILE = 200, 256 * 1024  # bytes: who has more of it waits for ssh
 SETTLED_AFTER = 2.0  # seconds: a file written later may change again and keep its date
 SYSTEM_FOLDER = Path("/etc/ssh")
-STEADY_CONDITIONS = frozenset(
-    {"all", "final"}
-)  # conditions of Match that nothing but files and words decide
+# Conditions of Match that nothing but files and words decide.
+STEADY_CONDITIONS = frozenset({"all", "final"})
 STEADY_CONDITIONS_WITH_WORD = frozenset({"host", "localuser", "originalhost", "tagged", "user"})
 KEYWORD_LINE = re.compile(r'\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+|(?="))(.*)')
 HASH_IN_WORD = re.compile(r"\S#")  # what ssh takes for a part of a word, and Python for a comment
@@ -59,7 +58,7 @@ class ConfigFiles:
         """
         own = Path(account_home()) / ".ssh"
         self._has_system = not choice
-        self._stats: dict[str, list[int] | None] = {}
+        self._stats: dict[str, list[int] | None] = {}  # None: it is not there, and may come
         self._included: dict[str, list[str]] = {}  # by what Include asks for
         self.is_uncacheable = False
         try:
@@ -92,22 +91,20 @@ class ConfigFiles:
 
     def _add_program(self, ssh: Path) -> None:
         with ssh.open("rb") as file:
-            if file.read(2) == b"#!":  # whatever that does
+            if file.read(2) == b"#!":  # a script: whatever that does
                 raise NotCacheable
         self._add_stat(ssh)
 
     def _add_stat(self, path: Path) -> bool:
-        """Remember the dates of a file; say whether it is there."""
+        """Note the dates of a file; say whether it is there."""
         if len(self._stats) >= MOST_FILES:
             raise NotCacheable
-        try:
+        self._stats[str(path)] = None
+        with contextlib.suppress(FileNotFoundError):
             found = path.stat()
-        except FileNotFoundError:
-            self._stats[str(path)] = None
-            return False
-        dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-        self._stats[str(path)] = dates
-        return True
+            dates = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+            self._stats[str(path)] = dates
+        return self._stats[str(path)] is not None
 
     def _read(self, path: Path, folder: Path) -> None:
         """Look through a file, and those that it includes; `folder` is where their names begin."""
@@ -124,6 +121,7 @@ class ConfigFiles:
     def _check_line(self, line: str, folder: Path) -> None:
         match = KEYWORD_LINE.match(line)
         word = match[1].lower() if match else ""
+        # "$": the environment. An unknown word: what it depends on is not known here.
         if not match or "$" in line or not (word in KEYWORDS or word in FORMER_KEYWORDS):
             raise NotCacheable
         if word == "include":
@@ -134,12 +132,8 @@ class ConfigFiles:
             raise NotCacheable
 
     def _include(self, pattern: str, folder: Path) -> None:
-        # Classes of signs ("[[:alpha:]]") mean something else here.
-        if (
-            "%" in pattern
-            or "[" in pattern
-            or (pattern.startswith("~") and not pattern.startswith("~/"))
-        ):
+        # Tokens; classes of signs ("[[:alpha:]]"), which mean something else here; other homes.
+        if re.search(r"[%\[]|^~(?!/)", pattern):
             raise NotCacheable
         if pattern.startswith("~/"):
             pattern = f"{account_home()}{pattern[1:]}"
@@ -184,7 +178,7 @@ def cache_answer(command: Sequence[str], files: ConfigFiles, answer: str) -> Non
         path = state_folder() / CACHE_FILE
         with file_lock(path):
             known = _load_answers()
-            known.pop(_cache_key(command), None)
+            known.pop(_cache_key(command), None)  # so that it comes last: the oldest are dropped
             known[_cache_key(command)] = {"files": files.stamp, "answer": answer}
             write_private_file(path, json.dumps(dict([*known.items()][-MOST_ANSWERS:])))
 
@@ -200,5 +194,6 @@ def _load_answers() -> dict[str, Any]:
 def _cache_key(command: Sequence[str]) -> str:
     """Name what was asked, by whom and where."""
     user = str(os.getuid()) if os.name == "posix" else ""
+    # A home may be shared by machines, whose system files differ.
     who = [user, local_user(), account_home(), socket.gethostname()]
     return hashlib.sha256(json.dumps([*command, *who]).encode()).hexdigest()

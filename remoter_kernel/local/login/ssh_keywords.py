@@ -12,7 +12,6 @@ import getpass
 import hashlib
 import os
 import re
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-if TYPE_CHECKING:
-    Said = Mapping[str, Sequence[str]]
+    Said = Mapping[str, Sequence[str]]  # what ssh_config says: values by keyword, in lower case
+
 OFF_VALUES = frozenset({"", "no", "false", "none"})
 NOT_SUPPORTED = "which paramiko cannot heed"
 NOT_IN_PARAMIKO = "and paramiko does not have what it names"
@@ -36,60 +35,36 @@ class Unsupported:
 
     reason: str = NOT_SUPPORTED
     harmless_values: frozenset[str] = OFF_VALUES
+    # To go on without it would be less safe than the person has chosen
     weakens_safety: bool = False
-    """To go on without it would be less safe than the person has chosen."""
 
 
-# Paramiko's side does what these say. After each: where, or how.
-SUPPORTED = {
-    **dict.fromkeys(
-        ("Host", "Match", "Include", "IgnoreUnknown", "Tag"), "say what else counts: `ssh -G` knows"
-    ),
-    **dict.fromkeys(
-        (
-            "CanonicalDomains",
-            "CanonicalizeFallbackLocal",
-            "CanonicalizeHostname",
-            "CanonicalizeMaxDots",
-            "CanonicalizePermittedCNAMEs",
-            "Hostname",
+def _reasons(table: dict[str, str]) -> dict[str, str]:
+    """Return each keyword with its reason, of a table from reasons to keywords."""
+    return {word: reason for reason, words in table.items() for word in words.split()}
+
+
+# Paramiko's side does what these say: where, or how.
+SUPPORTED = _reasons(
+    {
+        "say what else counts: `ssh -G` knows": "Host Match Include IgnoreUnknown Tag",
+        "`ssh -G` tells the name that comes of it": "CanonicalDomains CanonicalizeFallbackLocal "
+        "CanonicalizeHostname CanonicalizeMaxDots CanonicalizePermittedCNAMEs Hostname",
+        "the way": "Port User ConnectTimeout ProxyCommand ProxyJump",
+        "which keys are shown": "IdentitiesOnly IdentityAgent IdentityFile",
+        "what is tried, in which order and how often": "KbdInteractiveAuthentication "
+        "NumberOfPasswordPrompts PasswordAuthentication PreferredAuthentications",
+        "what paramiko has of them is offered, and nothing else": "Ciphers HostKeyAlgorithms "
+        "KexAlgorithms MACs PubkeyAcceptedAlgorithms RequiredRSASize",
+        "where host keys are looked for and written": "GlobalKnownHostsFile HashKnownHosts "
+        "HostKeyAlias UserKnownHostsFile",
+        "with `yes` no unknown host key is accepted; else it is asked about": (
+            "StrictHostKeyChecking"
         ),
-        "`ssh -G` tells the name that comes of it",
-    ),
-    **dict.fromkeys(("Port", "User", "ConnectTimeout", "ProxyCommand", "ProxyJump"), "the way"),
-    **dict.fromkeys(("IdentitiesOnly", "IdentityAgent", "IdentityFile"), "which keys are shown"),
-    **dict.fromkeys(
-        (
-            "KbdInteractiveAuthentication",
-            "NumberOfPasswordPrompts",
-            "PasswordAuthentication",
-            "PreferredAuthentications",
-        ),
-        "what is tried, in which order and how often",
-    ),
-    **dict.fromkeys(
-        (
-            "Ciphers",
-            "HostKeyAlgorithms",
-            "KexAlgorithms",
-            "MACs",
-            "PubkeyAcceptedAlgorithms",
-            "RequiredRSASize",
-        ),
-        "what paramiko has of them is offered, and nothing else",
-    ),
-    **dict.fromkeys(
-        ("GlobalKnownHostsFile", "HashKnownHosts", "HostKeyAlias", "UserKnownHostsFile"),
-        "where host keys are looked for and written",
-    ),
-    "StrictHostKeyChecking": "with `yes` no unknown host key is accepted; else it is asked about",
-    **dict.fromkeys(
-        ("ControlMaster", "ControlPath", "ControlPersist"), "a master that lives is joined"
-    ),
-    **dict.fromkeys(
-        ("GSSAPIAuthentication", "GSSAPIKeyExchange"), "ssh is taken where there is a ticket"
-    ),
-}
+        "a master that lives is joined": "ControlMaster ControlPath ControlPersist",
+        "ssh is taken where there is a ticket": "GSSAPIAuthentication GSSAPIKeyExchange",
+    }
+)
 
 # Paramiko's side cannot do what these say.
 UNSUPPORTED = {
@@ -114,84 +89,35 @@ UNSUPPORTED = {
 
 # These have no bearing on what a login is for here, or are overruled for each login: see
 # `openssh_argv`.
-IRRELEVANT = {
-    **dict.fromkeys(
-        ("NoHostAuthenticationForLocalhost", "VerifyHostKeyDNS"),
-        "an unknown host key is asked about, always",
-    ),
-    **dict.fromkeys(("BatchMode", "VisualHostKey", "FingerprintHash"), "we ask, in our own words"),
-    "UpdateHostKeys": "no key is learnt but one that somebody has accepted",
-    "CASignatureAlgorithms": "certificates of hosts are left to ssh",
-    **dict.fromkeys(
-        ("EnableSSHKeysign", "HostbasedAcceptedAlgorithms"), "only for HostbasedAuthentication"
-    ),
-    **dict.fromkeys(
-        (
-            "GSSAPIClientIdentity",
-            "GSSAPIDelegateCredentials",
-            "GSSAPIKexAlgorithms",
-            "GSSAPIRenewalForcesRekey",
-            "GSSAPIServerIdentity",
-            "GSSAPITrustDns",
+IRRELEVANT = _reasons(
+    {
+        "an unknown host key is asked about, always": (
+            "NoHostAuthenticationForLocalhost VerifyHostKeyDNS"
         ),
-        "only for Kerberos, which is left to ssh",
-    ),
-    "SecurityKeyProvider": "keys on a security key are left to ssh",
-    "AddKeysToAgent": "the agent is not told; a login is kept, so a passphrase is asked for once",
-    **dict.fromkeys(
-        (
-            "ClearAllForwardings",
-            "DynamicForward",
-            "ExitOnForwardFailure",
-            "ForwardAgent",
-            "ForwardX11",
-            "ForwardX11Timeout",
-            "ForwardX11Trusted",
-            "GatewayPorts",
-            "LocalForward",
-            "PermitRemoteOpen",
-            "RemoteForward",
-            "StreamLocalBindMask",
-            "StreamLocalBindUnlink",
-            "Tunnel",
-            "TunnelDevice",
-            "XAuthLocation",
+        "we ask, in our own words": "BatchMode VisualHostKey FingerprintHash",
+        "no key is learnt but one that somebody has accepted": "UpdateHostKeys",
+        "certificates of hosts are left to ssh": "CASignatureAlgorithms",
+        "only for HostbasedAuthentication": "EnableSSHKeysign HostbasedAcceptedAlgorithms",
+        "only for Kerberos, which is left to ssh": "GSSAPIClientIdentity GSSAPIDelegateCredentials "
+        "GSSAPIKexAlgorithms GSSAPIRenewalForcesRekey GSSAPIServerIdentity GSSAPITrustDns",
+        "keys on a security key are left to ssh": "SecurityKeyProvider",
+        "the agent is not told; a login is kept, so a passphrase is asked for once": (
+            "AddKeysToAgent"
         ),
-        "nothing of the person's own is forwarded",
-    ),
-    **dict.fromkeys(
-        (
-            "EnableEscapeCommandline",
-            "EscapeChar",
-            "ForkAfterAuthentication",
-            "LocalCommand",
-            "ObscureKeystrokeTiming",
-            "PermitLocalCommand",
-            "RemoteCommand",
-            "RequestTTY",
-            "SessionType",
-            "StdinNull",
-        ),
-        "there is no terminal, and commands are our own",
-    ),
-    **dict.fromkeys(("SendEnv", "SetEnv"), "`env` of the remote says what a kernel gets"),
-    **dict.fromkeys(
-        (
-            "ChannelTimeout",
-            "Compression",
-            "ConnectionAttempts",
-            "IPQoS",
-            "ServerAliveCountMax",
-            "ServerAliveInterval",
-            "TCPKeepAlive",
-        ),
-        "how a connection is kept, and tried again, is ours",
-    ),
-    **dict.fromkeys(
-        ("LogLevel", "LogVerbose", "SyslogFacility", "VersionAddendum", "WarnWeakCrypto"),
-        "what ssh says of itself",
-    ),
-}
+        "nothing of the person's own is forwarded": "ClearAllForwardings DynamicForward "
+        "ExitOnForwardFailure ForwardAgent ForwardX11 ForwardX11Timeout ForwardX11Trusted "
+        "GatewayPorts LocalForward PermitRemoteOpen RemoteForward StreamLocalBindMask "
+        "StreamLocalBindUnlink Tunnel TunnelDevice XAuthLocation",
+        "there is no terminal, and commands are our own": "EnableEscapeCommandline EscapeChar "
+        "ForkAfterAuthentication LocalCommand ObscureKeystrokeTiming PermitLocalCommand "
+        "RemoteCommand RequestTTY SessionType StdinNull",
+        "`env` of the remote says what a kernel gets": "SendEnv SetEnv",
+        "how a connection is kept, and tried again, is ours": "ChannelTimeout Compression "
+        "ConnectionAttempts IPQoS ServerAliveCountMax ServerAliveInterval TCPKeepAlive",
+        "what ssh says of itself": "LogLevel LogVerbose SyslogFacility VersionAddendum "
+        "WarnWeakCrypto",
+    }
+)
 
 # Words of files that were written for an older ssh; `ssh -G` calls them by the name of today.
 FORMER_KEYWORDS = {
@@ -218,33 +144,23 @@ PROMPTS, RSA_BITS = 3, 1024  # where nothing is said
 class LoginRules:
     """What ssh_config says about how to log in: what paramiko's side heeds, and what it cannot."""
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Those that may be tried, in order."""
-    forbidden: tuple[tuple[str, str], ...] = ()
-    """Each other method, and the words that forbid it."""
-    prompts: int = PROMPTS
-    """How often a person is asked for a password, a code or a passphrase."""
+    methods: tuple[str, ...] = tuple(METHODS)  # those that may be tried, in order
+    forbidden: tuple[tuple[str, str], ...] = ()  # each other method, and the words that forbid it
+    prompts: int = PROMPTS  # how often a person is asked for a password, a code or a passphrase
+    # By keyword, where another list is wanted than the usual one
     algorithms: tuple[tuple[str, str], ...] = ()
-    """By keyword, where another list is wanted than the usual one."""
     least_rsa_bits: int = RSA_BITS
-    hashes_names: bool = False
-    """Names are hashed when a host key is written down."""
+    hashes_names: bool = False  # names are hashed when a host key is written down
+    # Nobody may accept an unknown host key; without it somebody is always asked
     is_strict: bool = False
-    """Nobody may accept an unknown host key; without it somebody is always asked."""
-    unsupported: tuple[str, ...] = ()
-    """Words that only the system's ssh can heed."""
-    skipped: tuple[str, ...] = ()
-    """Words that paramiko's parser of the file has passed over."""
+    unsupported: tuple[str, ...] = ()  # words that only the system's ssh can heed
+    skipped: tuple[str, ...] = ()  # words that paramiko's parser of the file has passed over
 
     @property
     def unsafe_to_ignore(self) -> tuple[str, ...]:
         """Those of `unsupported` without which a login would be less safe."""
-        words = self.unsupported
-        return tuple(
-            keyword
-            for keyword in words
-            if keyword in UNSUPPORTED and UNSUPPORTED[keyword].weakens_safety
-        )
+        unsafe = {word for word, beyond in UNSUPPORTED.items() if beyond.weakens_safety}
+        return tuple(word for word in self.unsupported if word in unsafe)
 
     def forbidden_by(self, methods: Sequence[str]) -> str:
         """Name the words that forbid these methods; empty where all of them may be tried."""
@@ -275,21 +191,15 @@ def login_rules(keywords: Said, defaults: Said | None) -> LoginRules:
         hashes_names=_value_of(keywords, "hashknownhosts") == "yes",
         is_strict=_value_of(keywords, "stricthostkeychecking") in ("yes", "true"),
         unsupported=_unsupported_keywords(keywords, defaults),
-        skipped=tuple(
-            KEYWORDS[word] for word in ("include",) if defaults is None and word in keywords
-        ),
+        skipped=("Include",) if defaults is None and "include" in keywords else (),
     )
 
 
 def why_unsupported(keyword: str, label: str = "it") -> str:
     """Say in a clause why paramiko will not do for a host whose configuration has this word."""
-    why = (
-        UNSUPPORTED[keyword].reason
-        if keyword in UNSUPPORTED
-        else NOT_IN_PARAMIKO
-        if keyword in SUPPORTED
-        else NOT_SUPPORTED
-    )
+    why = NOT_IN_PARAMIKO if keyword in SUPPORTED else NOT_SUPPORTED
+    if keyword in UNSUPPORTED:
+        why = UNSUPPORTED[keyword].reason
     return f"your ssh config says {keyword} for {label}, {why}"
 
 
@@ -303,7 +213,7 @@ def filter_algorithms(own: Sequence[str], wanted: str) -> tuple[str, ...]:
         name
         for pattern in patterns
         for name in own
-        if fnmatch.fnmatchcase(name, pattern.strip().replace("[", "[[]"))
+        if fnmatch.fnmatchcase(name, pattern.strip().replace("[", "[[]"))  # ssh knows * and ?
     ]
     rest = [name for name in own if name not in named]
     orders = {"+": list(own), "-": rest, "^": [*named, *rest]}
@@ -318,15 +228,13 @@ def _unsupported_keywords(keywords: Said, defaults: Said | None) -> tuple[str, .
         beyond = _UNSUPPORTED.get(keyword)
         if beyond and not all(value.lower() in beyond.harmless_values for value in values):
             found.append(KEYWORDS[keyword])
-        if (
-            keyword == "pubkeyacceptedalgorithms"
-            and defaults
-            and _names_more_algorithms(values, defaults[keyword])
-        ):
-            found.append(KEYWORDS[keyword])
-        # A newer ssh than this table is of: what it would do is not known here.
-        if keyword not in KEYWORDS and defaults:
-            found.append(keyword)
+        elif not defaults:  # who knows what is misspelt in the file
+            continue
+        elif keyword == "pubkeyacceptedalgorithms":
+            if _names_more_algorithms(values, defaults[keyword]):
+                found.append(KEYWORDS[keyword])
+        elif keyword not in KEYWORDS:
+            found.append(keyword)  # of a newer ssh than this table: what it does is not known here
     order = [*UNSUPPORTED, *found]  # for sentences: the weightiest first
     return tuple(sorted(found, key=order.index))
 
@@ -356,15 +264,14 @@ def _preferred_methods(keywords: Said) -> list[str]:
 
 def _forbidden_methods(keywords: Said) -> tuple[tuple[str, str], ...]:
     found = []
+    has_no_prompts = _number_of(keywords, "numberofpasswordprompts", PROMPTS) == 0
     for method, keyword in METHODS.items():
         if _value_of(keywords, keyword.lower()) in ("no", "false"):
             found.append((method, f"{keyword} no"))
         elif method not in _preferred_methods(keywords):
             wanted = _value_of(keywords, "preferredauthentications")
             found.append((method, f"PreferredAuthentications {wanted}"))
-        elif (
-            method != "publickey" and _number_of(keywords, "numberofpasswordprompts", PROMPTS) == 0
-        ):
+        elif method != "publickey" and has_no_prompts:
             found.append((method, "NumberOfPasswordPrompts 0"))
     return tuple(found)
 
@@ -398,39 +305,8 @@ class Tokens:
     """What the tokens stand for, for one host."""
 
     values: dict[str, str]
-    expand_by_ssh: Callable[[str], str]
-    """Expands a token whose value differs from ssh to ssh."""
-    environment: Mapping[str, str]
-    """Of whoever logs in."""
-
-    @classmethod
-    def for_host(
-        cls,
-        typed: str,
-        *,
-        host: str,
-        port: int,
-        user: str,
-        alias: str,
-        expand_by_ssh: Callable[[str], str],
-        environment: Mapping[str, str],
-    ) -> Tokens:
-        """Collect them for a host that was called `typed`."""
-        local_host = socket.gethostname()
-        values = {
-            "%": "%",
-            "d": str(Path.home()),
-            "h": host,
-            "i": str(os.getuid()) if hasattr(os, "getuid") else "0",
-            "k": alias or typed,
-            "L": local_host.partition(".")[0],
-            "l": local_host,
-            "n": typed,
-            "p": str(port),
-            "r": user,
-            "u": local_user(),
-        }
-        return cls(values, expand_by_ssh, environment)
+    expand_by_ssh: Callable[[str], str]  # expands a token whose value differs from ssh to ssh
+    environment: Mapping[str, str]  # of whoever logs in
 
     def expand(self, text: str) -> str:
         """Fill in a path or the name of a socket; `${NAME}` is of the environment."""
@@ -451,10 +327,9 @@ class Tokens:
         return hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
 
     def _value(self, match: re.Match[str]) -> str:
-        name = match[1]
-        return (
-            self.expand_by_ssh(name) if name in OPENSSH_TOKENS else self.values.get(name, match[0])
-        )
+        if match[1] in OPENSSH_TOKENS:
+            return self.expand_by_ssh(match[1])
+        return self.values.get(match[1], match[0])
 
 
 def _unexpand_home(path: str) -> str:

@@ -1,14 +1,14 @@
-"""A tunnel: one connection of ours here, one TCP connection there, bytes between them.
+"""A tunnel: one local connection of ours, one channel of SSH, bytes between them.
 
-Here it listens where only this person's processes can connect, and takes the first of them.
+It listens where only this person's processes can connect, and takes the first of them.
 
-What comes from there is written to the local socket by the transport's own thread; only
+What comes from the server is written to the local socket by the transport's own thread; only
 when that socket is full does a thread of the tunnel take over, in order, until it has
-caught up. What comes from here is read and sent by another thread of the tunnel. When
-either side closes, the other is closed at once: ZeroMQ must see a cut as a cut.
+caught up. Another thread of the tunnel reads from the socket, and sends. When
+either end closes, the other is closed at once: ZeroMQ must see a cut as a cut.
 
-A tunnel whose other end is a command there: its stdin and stdout, once it has said a line. For
-servers that forbid TCP forwarding: the command connects there, and passes bytes on.
+A `CommandTunnel` leads to the stdin and stdout of a remote command, once that has written a line.
+For servers that forbid TCP forwarding: the command connects instead, and passes bytes on.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from remoter_kernel.local import private_sockets
-from remoter_kernel.local.login.login import CommandEnded, CompletedCommand
-from remoter_kernel.local.login.paramiko_channel import PACKET, ConnectionClosed, ResponseTimeout
+from remoter_kernel.local.login.login import (
+    PACKET,
+    CommandEnded,
+    CompletedCommand,
+    ConnectionClosed,
+    ResponseTimeout,
+)
 from remoter_kernel.local.private_sockets import PrivateListener
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from remoter_kernel.local.login.paramiko_channel import ChannelFactory
+    from collections.abc import Callable
+
+    from remoter_kernel.local.login.login import ChannelFactory
 
 # Windows cannot ask one call not to block: there, the tunnel's thread writes everything.
 DONTWAIT_FLAG: int | None = getattr(socket, "MSG_DONTWAIT", None)
@@ -49,32 +56,28 @@ class Tunnel:
     def __init__(
         self, transport: ChannelFactory, host: str, port: int, *, local: socket.socket | None = None
     ) -> None:
-        self.address = ""
-        """Where to connect to, as ZeroMQ writes it."""
-        self.secret = b""
-        """What whoever connects by TCP says first, unless it is ZeroMQ."""
-        self.sent = 0  # bytes, from here to there
-        self.received = 0  # bytes, from there to here
+        self.secret = b""  # what whoever connects by TCP sends first, unless it is ZeroMQ
+        self.sent = self.received = 0  # bytes, to the server and from it
         self._target = (host, port)
         self._channel = transport.new_channel(self)
         self._listener: PrivateListener | None = None
         self._local = local
         self._changed = threading.Condition()
-        self._backlog: deque[bytes] = deque()  # came from there, not yet written here
-        self._is_writing = False  # the writer holds a block that is older than all others
+        self._backlog: deque[bytes] = deque()  # not yet written to `local`; the first: just now
         self._is_over = False
-        self._is_aborted = False  # closed from here: what was not read yet is of no use any more
-        self._threads = [
-            Thread(self._serve, name="ssh-tunnel", on_error=lambda _error: self.close())
-        ]
+        self._is_aborted = False  # we have closed it: nobody wants what was not read yet
+        self._threads = [self._new_thread(self._serve, "ssh-tunnel")]
+
+    def _new_thread(self, job: Callable[[], None], name: str) -> Thread:
+        return Thread(job, name=name, on_error=lambda _error: self.close())
 
     def open(self, seconds: float) -> None:
-        """Connect the far end, then listen here; raise Refused, Closed or TooLate."""
+        """Have the server connect, then listen; raises what `Channel` says."""
         try:
             self._open_channel(seconds)
             if self._local is None:
+                # Only now: nobody can connect to a tunnel that leads nowhere.
                 self._listener = PrivateListener(SOCKET_KIND, backlog=BACKLOG)
-                self.address = self._listener.address
                 self.secret = private_sockets.new_secret() if self._listener.is_tcp else b""
         except BaseException:
             self._channel.close()
@@ -84,9 +87,15 @@ class Tunnel:
         self._threads[0].start()
 
     def _open_channel(self, seconds: float) -> None:
-        """Let the other end be what this tunnel leads to."""
+        """Have the channel lead to where this tunnel leads."""
+        # Behind the target: who connects (RFC 4254, 7.2). Nobody asks.
         self._channel.request_open("direct-tcpip", *self._target, "127.0.0.1", 0)
         self._channel.wait_open(seconds)
+
+    @property
+    def address(self) -> str:
+        """Where to connect to, as ZeroMQ writes it."""
+        return self._listener.address if self._listener else ""
 
     @property
     def is_open(self) -> bool:
@@ -98,25 +107,24 @@ class Tunnel:
         with self._changed:
             self._is_aborted = True
             self._backlog.clear()
-        self.connection_lost()
+        self.connection_lost()  # wakes the threads, so that they can be joined
         self._channel.close()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(THREADS_END_WITHIN)
 
-    # --- from there to here: on the transport's thread ---
+    # --- from the server: on the transport's thread ---
 
     def data_received(self, data: bytes) -> None:
-        """Write it here now if nothing older waits and the socket has room."""
+        """Write it now if nothing older waits and the socket has room."""
         if not data:
-            # A half-closed ZeroMQ connection is of no use to anybody.
-            self.connection_lost()
+            self.connection_lost()  # a half-closed ZeroMQ connection is of no use to anybody
             return
         self.received += len(data)
         written = 0
         with self._changed:
-            if self._local is not None and not self._backlog and not self._is_writing:
-                written = self._try_write(self._local, data)
+            if self._local is not None and not self._backlog:
+                written = _try_write(self._local, data)
             if written < len(data):
                 self._backlog.append(data[written:] if written else data)
                 self._wake_writer()
@@ -124,43 +132,32 @@ class Tunnel:
             self._channel.adjust_window(written)
 
     def extended_data_received(self, data: bytes) -> None:
-        """Nothing comes beside the stream of a TCP connection; were it to, drop it."""
+        """Drop it: a TCP connection has one stream, but a server may send anything."""
         self._channel.adjust_window(len(data))
 
     def exit_status_received(self) -> None:
         """A TCP connection has no exit status."""
 
     def connection_lost(self) -> None:
-        """Close this side, once all that came has been written."""
+        """Close the local socket, once all that came has been written."""
         with self._changed:
             if self._is_over:
                 return
             self._is_over = True
             self._changed.notify_all()
-            waits = bool(self._backlog) or self._is_writing
-            local = self._local
+            waits, local = bool(self._backlog), self._local
         if local is None:
-            self._wake_listener()
+            if self._listener is not None:
+                self._listener.wake()
         elif not waits:
             _shut_socket(local)
 
-    @staticmethod
-    def _try_write(local: socket.socket, data: bytes) -> int:
-        if DONTWAIT_FLAG is None:
-            return 0
-        try:
-            return local.send(data, DONTWAIT_FLAG)
-        except OSError:
-            # Full, or gone: if gone, the reader finds out and closes the channel.
-            return 0
-
     def _wake_writer(self) -> None:
+        """Have the backlog written by a thread of its own, once there is a socket."""
         if self._local is None:
             return
         if len(self._threads) == 1:
-            writer = Thread(
-                self._drain, name="ssh-tunnel-late", on_error=lambda _error: self.close()
-            )
+            writer = self._new_thread(self._drain, "ssh-tunnel-late")
             self._threads.append(writer)
             writer.start()
         self._changed.notify_all()
@@ -170,34 +167,35 @@ class Tunnel:
         assert local is not None  # noqa: S101 (it is why this thread was started)
         while True:
             with self._changed:
-                self._is_writing = False
                 self._changed.wait_for(lambda: self._backlog or self._is_over)
                 if not self._backlog:
                     break
-                data = self._backlog.popleft()
-                self._is_writing = True
+                data = self._backlog[0]  # stays there meanwhile: nothing newer may pass it
             try:
                 local.sendall(data)
             except OSError:
                 break
+            with self._changed:
+                if self._backlog:  # else it was closed meanwhile
+                    self._backlog.popleft()
             self._channel.adjust_window(len(data))
         _shut_socket(local)
 
-    # --- from here to there: on the tunnel's thread ---
+    # --- to the server: on the tunnel's thread ---
 
     def _serve(self) -> None:
         local = self._accept_once()
         if local is not None:
             with local:
                 with contextlib.suppress(OSError, ConnectionClosed, ResponseTimeout):
+                    # b"" is half a close, too: nobody of ours uses that (see `data_received`).
                     while data := local.recv(READ_AT_ONCE):
                         self._channel.send(data)
                         self.sent += len(data)
                 if self._is_aborted:
                     _set_reset_on_close(local)
         with self._changed:
-            # Nobody is left to read what came.
-            self._is_over = True
+            self._is_over = True  # and nobody is left to read what came
             self._backlog.clear()
             self._changed.notify_all()
         self._channel.close()
@@ -207,7 +205,7 @@ class Tunnel:
             return self._local
         with contextlib.suppress(OSError), self._listener as listener:
             local = self._accept_authenticated(listener)
-            listener.unlink()
+            listener.unlink()  # the one connection is there
             with self._changed:
                 # What came before an end that was quicker than we are is still written.
                 has_last_words = bool(self._backlog) and not (listener.is_tcp or self._is_aborted)
@@ -235,15 +233,20 @@ class Tunnel:
                 return local
             local.close()
 
-    def _wake_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.wake()
+
+def _try_write(local: socket.socket, data: bytes) -> int:
+    """Write what the socket takes at once; return how many bytes that were."""
+    if DONTWAIT_FLAG is not None:
+        # Full, or gone: if gone, the reader finds out and closes the channel.
+        with contextlib.suppress(OSError):
+            return local.send(data, DONTWAIT_FLAG)
+    return 0
 
 
 def _set_reset_on_close(local: socket.socket) -> None:
-    """Let a close be heard by a peer that only sends.
+    """Let a peer that only sends notice a close.
 
-    One that waits for room in a full window would not hear an orderly close: with its
+    One that waits for room in a full window would not notice an orderly close: with its
     window shut, our end is gone for the system, too, but for a minute it does not say so.
     """
     with contextlib.suppress(OSError):
@@ -253,11 +256,11 @@ def _set_reset_on_close(local: socket.socket) -> None:
 def _shut_socket(local: socket.socket) -> None:
     """End a connection under the thread that reads from it."""
     with contextlib.suppress(OSError):
-        local.shutdown(socket.SHUT_RDWR)
+        local.shutdown(socket.SHUT_RDWR)  # a close would not wake it
 
 
 class CommandTunnel(Tunnel):
-    """Opens like a tunnel; what a noisy shell says before the line `first_line` is dropped."""
+    """Opens like a tunnel; drops what a noisy shell writes before the line `first_line`."""
 
     def __init__(self, transport: ChannelFactory, command: str, first_line: bytes) -> None:
         super().__init__(transport, "", 0)
@@ -265,45 +268,39 @@ class CommandTunnel(Tunnel):
         self._command = command
         self._first_line = first_line
         self._has_first_line = False
-        self._unmatched = b""  # what came before the greeting, from the last whole line on
-        self._output_tails = {"stdout": b"", "stderr": b""}  # the last of it, for a sentence
-        self._first_line_or_over = threading.Condition()
+        self._unmatched = b""  # of stdout, from the last line end on
+        self._stdout_tail = self._stderr_tail = b""  # for a sentence
 
     def _open_channel(self, seconds: float) -> None:
-        """Start the command and wait for its greeting; raise CommandEnded, too."""
+        """Start the command and wait for its first line; raises CommandEnded, too."""
         until = time.monotonic() + seconds
         self._channel.request_open("session")
         self._channel.wait_open(seconds)
-        self._channel.exec_command(self._command)
-        with self._first_line_or_over:
-            is_heard = self._first_line_or_over.wait_for(
+        self._channel.exec_command(self._command)  # no terminal: bytes pass as they are
+        with self._changed:
+            is_known = self._changed.wait_for(
                 lambda: self._has_first_line or self._is_over, max(0.0, until - time.monotonic())
             )
         if self._has_first_line:
             return
-        if not is_heard:
+        if not is_known:
             raise ResponseTimeout
         if not self._transport.active:
             raise ConnectionClosed
-        status = self._channel.exit_status
         raise CommandEnded(
-            CompletedCommand(
-                self._output_tails["stdout"],
-                self._output_tails["stderr"],
-                -1 if status is None else status,
-            )
+            CompletedCommand.of(self._stdout_tail, self._stderr_tail, self._channel.exit_status)
         )
 
     # --- on the transport's thread ---
 
     def data_received(self, data: bytes) -> None:
-        """Look for the greeting; what follows it is what the tunnel carries."""
+        """Look for the first line; what follows it is what the tunnel carries."""
         if self._has_first_line:
             super().data_received(data)
             return
-        if not data:  # how the command ended is told after its last word: see `connection_lost`
+        if not data:  # the exit status comes after the end of stdout: see `connection_lost`
             return
-        self._keep_tail("stdout", data)
+        self._stdout_tail = (self._stdout_tail + data)[-MOST_KEPT_OUTPUT:]
         *lines, self._unmatched = (self._unmatched + data).splitlines(keepends=True) or [b""]
         if self._unmatched.endswith(b"\n"):
             lines, self._unmatched = [*lines, self._unmatched], b""
@@ -312,25 +309,16 @@ class CommandTunnel(Tunnel):
                 rest = b"".join(lines[place + 1 :]) + self._unmatched
                 self._channel.adjust_window(len(data) - len(rest))
                 self._unmatched = b""
-                with self._first_line_or_over:
+                with self._changed:
                     self._has_first_line = True
-                    self._first_line_or_over.notify_all()
+                    self._changed.notify_all()
                 if rest:
                     super().data_received(rest)
                 return
         self._channel.adjust_window(len(data))
-        self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]
+        self._unmatched = self._unmatched[-MOST_KEPT_OUTPUT:]  # a line may go on for ever
 
     def extended_data_received(self, data: bytes) -> None:
         """Keep the last of what the command complains about."""
-        self._keep_tail("stderr", data)
+        self._stderr_tail = (self._stderr_tail + data)[-MOST_KEPT_OUTPUT:]
         super().extended_data_received(data)
-
-    def connection_lost(self) -> None:
-        """Let go of whoever waits for the greeting."""
-        super().connection_lost()
-        with self._first_line_or_over:
-            self._first_line_or_over.notify_all()
-
-    def _keep_tail(self, stream: str, data: bytes) -> None:
-        self._output_tails[stream] = (self._output_tails[stream] + data)[-MOST_KEPT_OUTPUT:]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.config.remotes import Remote
     from remoter_kernel.local.launch.host_probe import HostProbeResult
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
 
 STEPS = (
     "name",

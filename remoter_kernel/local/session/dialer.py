@@ -248,7 +248,7 @@ class SessionDialer:
     def _log_in_locally(self, on_try: Callable[[Login], None]) -> Login:
         # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
         from remoter_kernel.local.login.embedded_host import EmbeddedHost  # noqa: PLC0415
-        from remoter_kernel.local.login.ssh_login import log_in_by_paramiko  # noqa: PLC0415
+        from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko  # noqa: PLC0415
 
         if self._embedded_host is None:
             self._embedded_host = EmbeddedHost()

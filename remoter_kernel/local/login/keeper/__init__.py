@@ -1,1 +1,1 @@
-"""One login per remote: a small process of this machine holds it for all fronts and commands."""
+"""One login per remote: a local process holds it for all proxies and commands of a person."""

@@ -1,13 +1,13 @@
-"""One client of a keeper: what it asks for, what it answers, and the tunnels that are its own."""
+"""One client of a keeper: its requests, its answers, and the tunnels that are its own."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import Message, Reply, receive_message, send_message
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -16,55 +16,52 @@ if TYPE_CHECKING:
 
     from remoter_kernel.local.login.tunnel import Tunnel
 
-Received = tuple[dict[str, Any], list[bytes]]
-
 
 class ConnectedClient:
-    """A front or a command."""
+    """A proxy or a command at the other end of a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._requests: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()  # steps and questions may come from two threads
         self.is_gone = False
         self.may_ask = False  # is a person there who can be asked?
         self.place = ""  # where they sit, as in "in analysis.ipynb"
-        # Whoever makes a login that it waits for hears what it answers (in its own thread).
-        self.on_answer: Callable[[dict[str, Any]], None] = lambda _words: None
+        # Called in the thread that reads: by what it answers, while it waits for a login.
+        self.on_answer: Callable[[Message], None] = lambda _message: None
         self.on_end: Callable[[], None] = lambda: None
         self._tunnels: list[Tunnel] = []
         self._reader = Thread(self._read, name="keeper-ear", on_error=self._on_read_end)
 
-    def requests(self) -> Iterator[Received]:
+    def requests(self) -> Iterator[Reply]:
         """Yield what it asks for, until it goes."""
         self._reader.start()
-        while (heard := self._requests.get()) is not None:
-            yield heard
+        while (received := self._requests.get()) is not None:
+            yield received
 
-    def send(self, message: dict[str, Any], *blobs: bytes) -> None:
-        """Answer; one that is gone does not hear it."""
+    def send(self, message: Message, *blobs: bytes) -> None:
+        """Send it something; nothing happens if it is gone."""
         with contextlib.suppress(OSError), self._send_lock:
             send_message(self._connection, message, *blobs)
 
     def close(self) -> None:
-        """Show it out: its tunnels end."""
+        """Hang up: its tunnels end."""
         self._mark_gone()
-        tunnels, self._tunnels = self._tunnels, []
-        for tunnel in tunnels:
-            tunnel.close()
+        while self._tunnels:
+            self._tunnels.pop().close()
         with contextlib.suppress(OSError):
             self._connection.close()
 
     # --- its tunnels ---
 
-    def register_tunnel(self, tunnel: Tunnel) -> dict[str, Any]:
+    def register_tunnel(self, tunnel: Tunnel) -> Message:
         """Keep a tunnel for as long as the client stays."""
         with self._lock:
             self._tunnels = [each for each in self._tunnels if each.is_open] + [tunnel]
             if not self.is_gone:
                 return {"address": tunnel.address, "secret": tunnel.secret.hex()}
-        tunnel.close()
+        tunnel.close()  # it went while the tunnel was opened
         return {}
 
     @property
@@ -87,6 +84,7 @@ class ConnectedClient:
         with contextlib.suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             while True:
                 message, blobs = receive_message(self._connection)
+                # Answers come while the client's request, a login, is being served.
                 if "do" in message:
                     self._requests.put((message, blobs))
                 else:

@@ -39,10 +39,21 @@ WINDOWS_FLAGS = 0x00000200 | 0x00000008  # new group, no console
 BREAKAWAY_FROM_JOB = 0x01000000  # Windows: not every job lets anybody out
 _prestarted: list[subprocess.Popen[bytes]] = []  # started ahead by this process
 
+Message = dict[str, Any]  # JSON
+Reply = tuple[Message, list[bytes]]  # a message, and the bytes that belong to it
+
 POLL_EVERY = 0.2  # seconds between two looks at whether a wait was called off
 FORWARDED_ENV = ("SSH_AUTH_SOCK", "KRB5CCNAME", "PATH")  # variables of whoever logs in
 BLOBS = "blobs"  # how many frames of bytes follow
 EXIT_STATUS = "ended"  # of a command that said less than was waited for: its status
+# What a keeper tells of a login, and the type of each; a newer one may tell more.
+LOGIN_FACTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("host", "user", "cipher", "host_key", "transport", "why_transport"), str),
+    "seconds": dict,
+    "round_trip": (int, float),
+    "since": (int, float),  # seconds since 1970
+    "is_new": bool,
+}
 
 
 def endpoint_file() -> Path:
@@ -56,13 +67,14 @@ def connect_to_keeper() -> Connection:
     connection = try_connect()
     if connection is None:
         with file_lock(endpoint_file()):
+            # Another process may have started it while we waited for the lock.
             connection = try_connect() or _wait_for_keeper()
     return connection
 
 
 def prestart() -> None:
     """Begin to start the keeper, if there is none, while this process is still making ready."""
-    if not endpoint_file().exists():
+    if not endpoint_file().exists():  # one that is there most likely answers
         endpoint_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prestarted.append(_spawn_keeper())
 
@@ -70,10 +82,10 @@ def prestart() -> None:
 def try_connect() -> Connection | None:
     """Connect to a keeper that is there."""
     try:
-        words = json.loads(endpoint_file().read_text(encoding="utf-8"))
-        if words["machine"] != _machine_and_boot():
+        record = json.loads(endpoint_file().read_text(encoding="utf-8"))
+        if record["machine"] != _machine_and_boot():  # of before a reboot, or of another machine
             return None
-        address, key = str(words["address"]), bytes.fromhex(words["key"])
+        address, key = str(record["address"]), bytes.fromhex(record["key"])
         handle = connect_to_listener(address, CONNECTS_WITHIN)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # nobody there, somebody else, or half a file
@@ -89,12 +101,8 @@ def try_connect() -> Connection | None:
 
 def endpoint_record(address: str, pid: int) -> dict[str, Any]:
     """Return what a keeper writes into its file."""
-    words = {
-        "address": address,
-        "key": secrets.token_bytes(private_sockets.SECRET_SIZE).hex(),
-        "pid": pid,
-    }
-    return {**words, "machine": _machine_and_boot()}
+    key = secrets.token_bytes(private_sockets.SECRET_SIZE).hex()
+    return {"address": address, "key": key, "pid": pid, "machine": _machine_and_boot()}
 
 
 def end_logins(name: str = "") -> None:
@@ -130,8 +138,8 @@ def _read_if_there(path: Path) -> str:
 def _machine_and_boot() -> str:
     """Tell this machine, in this boot, from others that share a home with it.
 
-    A name is no help where it changes with the network. Where nothing else is known, what proves
-    the keeper is its socket, or its key.
+    A host name is no help: on macOS, say, it changes with the network. Where nothing else is
+    known, the keeper's socket, or its key, proves that it is here.
     """
     with contextlib.suppress(OSError):
         return f"{BOOT_ID.read_text().strip()} {PID_NAMESPACE.stat().st_ino}"
@@ -139,30 +147,25 @@ def _machine_and_boot() -> str:
 
 
 def _spawn_keeper() -> subprocess.Popen[bytes]:
-    """Start a keeper that is nobody's child: who kills a front's whole tree kills it not."""
+    """Start a keeper that is nobody's child: it outlives a proxy that is killed with its tree."""
+    module = "remoter_kernel.local.login.keeper.keeper_main"
+    command = [sys.executable, "-P", "-m", module, str(endpoint_file())]
     options: dict[str, Any] = {
         "cwd": PACKAGE_ROOT,  # a folder that a person may remove must not be held
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
-        # It is started elsewhere: what is relative here is not the same there.
+        # It starts in another folder: a path relative to ours is not the same from there.
         "env": {**os.environ, STATE_VARIABLE: str(state_folder().absolute())},
     }
-    words = [
-        sys.executable,
-        "-P",
-        "-m",
-        "remoter_kernel.local.login.keeper.keeper_main",
-        str(endpoint_file()),
-    ]
-    if sys.platform == "win32":
-        try:
-            return subprocess.Popen(
-                words, creationflags=WINDOWS_FLAGS | BREAKAWAY_FROM_JOB, **options
-            )
-        except PermissionError:
-            return subprocess.Popen(words, creationflags=WINDOWS_FLAGS, **options)
-    return subprocess.Popen(words, start_new_session=True, **options)
+    if sys.platform != "win32":
+        return subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return subprocess.Popen(
+            command, creationflags=WINDOWS_FLAGS | BREAKAWAY_FROM_JOB, **options
+        )
+    except PermissionError:
+        return subprocess.Popen(command, creationflags=WINDOWS_FLAGS, **options)
 
 
 def _wait_for_keeper() -> Connection:
@@ -174,9 +177,13 @@ def _wait_for_keeper() -> Connection:
     deadline = time.monotonic() + STARTS_WITHIN
     starts = 0
     while True:
-        why_not = _startup_error(_prestarted.pop() if _prestarted else _prestarted_or_new())
+        try:
+            why_not = _startup_error(_prestarted.pop() if _prestarted else _spawn_keeper())
+        except OSError as error:  # no process, no memory, no descriptor is left: that passes
+            why = error.strerror or error
+            raise _keeper_unreachable(f"cannot be started here: {why}") from error
         starts += 1
-        connection = try_connect()
+        connection = try_connect()  # even if ours has ended: another one may have been quicker
         if connection is not None:
             return connection
         if why_not:
@@ -189,16 +196,10 @@ def _wait_for_keeper() -> Connection:
         time.sleep(TRY_EVERY)
 
 
-def _prestarted_or_new() -> subprocess.Popen[bytes]:
-    try:
-        return _spawn_keeper()
-    except OSError as error:  # no process, no memory, no descriptor is left: that passes
-        raise _keeper_unreachable(f"cannot be started here: {error.strerror or error}") from error
-
-
 def _startup_error(process: subprocess.Popen[bytes]) -> str:
     """Wait until a keeper answers or has ended; return why it could not begin, as it says."""
     try:
+        # Its stdout ends when it answers: it goes on with a file in its place.
         said, complaints = process.communicate(timeout=BEGINS_WITHIN)
     except subprocess.TimeoutExpired:
         for stream in (process.stdout, process.stderr):
@@ -218,22 +219,22 @@ def _keeper_unreachable(what: str) -> RemoterError:
     )
 
 
-# How a keeper and its clients talk: JSON words, bytes behind them, errors by their names.
-def send_message(connection: Connection, message: dict[str, Any], *blobs: bytes) -> None:
-    """Say something; `blobs` are bytes that belong to it."""
+# How a keeper and its clients talk: JSON, bytes behind it, errors by their names.
+def send_message(connection: Connection, message: Message, *blobs: bytes) -> None:
+    """Send a message; `blobs` are bytes that belong to it."""
     connection.send_bytes(json.dumps({**message, BLOBS: len(blobs)}).encode())
     for blob in blobs:
         connection.send_bytes(blob)
 
 
-def receive_message(connection: Connection) -> tuple[dict[str, Any], list[bytes]]:
-    """Hear something; EOFError or OSError when the other end is gone."""
-    message: dict[str, Any] = json.loads(connection.recv_bytes())
+def receive_message(connection: Connection) -> Reply:
+    """Wait for a message; EOFError or OSError when the other end is gone."""
+    message: Message = json.loads(connection.recv_bytes())
     return message, [connection.recv_bytes() for _ in range(message.pop(BLOBS))]
 
 
-def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
-    """Return an error as words."""
+def error_to_message(error: RemoterError) -> Reply:
+    """Return an error as a message."""
     message = {
         "error": type(error).__name__,
         "what": error.what,
@@ -245,15 +246,16 @@ def error_to_message(error: RemoterError) -> tuple[dict[str, Any], list[bytes]]:
     return message, []
 
 
-def raise_from_message(message: dict[str, Any], blobs: list[bytes]) -> None:
-    """Raise the error that words tell of, if they do."""
+def raise_from_message(message: Message, blobs: list[bytes]) -> None:
+    """Raise the error that a message tells of, if it does."""
     name = message.get("error")
     if not name:
         return
     if EXIT_STATUS in message:
         raise login.CommandEnded(login.CompletedCommand(blobs[0], blobs[1], message[EXIT_STATUS]))
-    for rooms in (errors, prompts, login):
-        known = getattr(rooms, name, None)
-        if isinstance(known, type) and issubclass(known, RemoterError):
-            raise known(message["what"], message["advice"], remote=message["remote"])
-    raise RemoterError(message["what"], message["advice"], remote=message["remote"])
+    kinds = [getattr(module, name, None) for module in (errors, prompts, login)]
+    kind = next(
+        (each for each in kinds if isinstance(each, type) and issubclass(each, RemoterError)),
+        RemoterError,  # one of a newer keeper
+    )
+    raise kind(message["what"], message["advice"], remote=message["remote"])

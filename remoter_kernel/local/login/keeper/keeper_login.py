@@ -1,27 +1,31 @@
-"""A login that a keeper holds, as its users see it: the same words as a login of one's own.
+"""A login that a keeper holds, as its users see it: a `Login` like any other.
 
-Blocks, as every login does. Whoever closes it gives back its tunnels; the login itself stays
-with the keeper, for the next one.
+Blocks, as every login does. Closing it ends its tunnels; the login itself stays
+with the keeper, for the next client.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.errors import RemoterError, Unreachable
+from remoter_kernel.errors import Unreachable
 from remoter_kernel.local.login.keeper import endpoint
 from remoter_kernel.local.login.keeper.endpoint import (
     FORWARDED_ENV,
+    LOGIN_FACTS,
     POLL_EVERY,
+    Message,
+    Reply,
     raise_from_message,
     receive_message,
     send_message,
 )
 from remoter_kernel.local.login.keeper.prompt_thread import PromptThread
-from remoter_kernel.local.login.login import CompletedCommand, LoginGone
+from remoter_kernel.local.login.login import CompletedCommand, LoginFacts, LoginGone
 from remoter_kernel.local.login.prompts import CancellablePrompter
 
 if TYPE_CHECKING:
@@ -33,20 +37,7 @@ if TYPE_CHECKING:
 
 UNKNOWN_PLACE = f"by another process (pid {os.getpid()})"
 REMOTE_FIELDS = ("name", "host", "ssh_config", "transport")  # of a remote, to log in
-# What a keeper tells of a login, and the type of each; a newer one may tell more.
-LOGIN_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "host": str,
-    "user": str,
-    "cipher": str,
-    "host_key": str,
-    "transport": str,
-    "why_transport": str,
-    "seconds": dict,
-    "round_trip": (int, float),
-    "since": (int, float),
-    "is_new": bool,
-}
-MOST_RECONNECTS = 5  # that may end, one after the other, just as we come
+MOST_RECONNECTS = 5  # to keepers that may end, one after the other, just as we come
 
 
 def log_in_by_keeper(
@@ -60,9 +51,9 @@ def log_in_by_keeper(
 ) -> KeeperLogin:
     """Use the login of a remote's keeper, which logs in if it has to.
 
-    `in_doubt`: a wire through it was lost; `is_stale`: what it led to was not what it should be,
-    and may be mended by now, but not for a login that began before. `on_step` hears of each step
-    of a new login.
+    `in_doubt`: a connection through it was lost; `is_stale`: what it led to was not what it should
+    be, and may be mended by now, but not for a login that began before. `on_step` is called with
+    each step of a new login.
     """
     login = KeeperLogin(remote)
     on_try(login)
@@ -74,32 +65,29 @@ def log_in_by_keeper(
     return login
 
 
+@dataclass
 class KeeperTunnel:
     """A tunnel of the keeper's."""
 
-    def __init__(self, address: str, secret: bytes) -> None:
-        self.address = address
-        self.secret = secret
+    address: str
+    secret: bytes
 
 
-class KeeperLogin:
+class KeeperLogin(LoginFacts):
     """The way to a keeper's login."""
 
     def __init__(self, remote: Remote) -> None:
-        self.host = remote.host
-        self.user = self.cipher = self.host_key = ""
-        self.transport = self.why_transport = ""
-        self.seconds: dict[str, float] = {}
+        super().__init__(remote.host, user="", transport="")
         self.round_trip = 0.0  # seconds
         self.since = 0.0  # seconds since 1970: when the keeper logged in
         self.is_new = True  # was it made just now?
         self.has_prompted = False  # was a person asked for it, through us?
         self._remote = remote
         self._connection: Connection | None = None
-        self._lock = threading.Lock()  # one thing at a time
+        self._lock = threading.Lock()  # one request at a time
         self._relogin: Callable[[], None] = lambda: None  # once more, in the same way
         self._is_cut = False
-        self._has_received = False  # has the keeper ever said a word?
+        self._has_received = False  # has the keeper ever sent anything?
 
     def start(
         self,
@@ -132,14 +120,14 @@ class KeeperLogin:
             except Unreachable:
                 if self._is_cut or self._has_received or keeper == MOST_RECONNECTS:
                     raise
-            # It was about to end, as its time was over.
+            # It was about to end, as its time was over: the next one is ours.
             self._disconnect()
             self._connection = endpoint.connect_to_keeper()
-        message["in_doubt"] = True  # from now on
+        message["in_doubt"] = True  # from now on: a second login follows one that was lost
 
-    def _log_in(self, message: dict[str, Any], **options: Any) -> None:
+    def _log_in(self, message: Message, **options: Any) -> None:
         known, _ = self._request(message, **options)
-        for name, kind in LOGIN_FIELDS.items():
+        for name, kind in LOGIN_FACTS.items():
             if isinstance(known.get(name), kind):
                 setattr(self, name, known[name])
 
@@ -164,15 +152,15 @@ class KeeperLogin:
         """Relay one connection here to a command there, once that has said its greeting."""
         return self._open({"do": "open pipe", "command": command}, first_line)
 
-    def _open(self, message: dict[str, Any], *blobs: bytes) -> KeeperTunnel:
+    def _open(self, message: Message, *blobs: bytes) -> KeeperTunnel:
         answer, _ = self._call(message, *blobs)
         return KeeperTunnel(answer["address"], bytes.fromhex(answer["secret"]))
 
-    def _call(self, message: dict[str, Any], *blobs: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def _call(self, message: Message, *blobs: bytes) -> Reply:
         """Have something done by the login; one that has died unnoticed is made anew, once."""
         try:
             return self._request(message, *blobs)
-        except LoginGone:
+        except LoginGone:  # nothing was done yet: it can be done again
             self._relogin()
             return self._request(message, *blobs)
 
@@ -183,11 +171,10 @@ class KeeperLogin:
     def close(self) -> None:
         """Give the tunnels back; a question that is open is taken back."""
         self._is_cut = True
+        # Whoever holds the lock for longer finds that it is cut, and disconnects.
         if self._lock.acquire(timeout=2 * POLL_EVERY):
-            try:
-                self._disconnect()
-            finally:
-                self._lock.release()
+            self._disconnect()
+            self._lock.release()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -196,52 +183,53 @@ class KeeperLogin:
 
     def _request(
         self,
-        message: dict[str, Any],
+        message: Message,
         *blobs: bytes,
         prompter: Prompter | None = None,
         on_step: Callable[[str], None] = lambda _step: None,
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    ) -> Reply:
         """Ask the keeper for something; answer what it asks meanwhile."""
         with self._lock:
-            if self._connection is None or self._is_cut:
-                raise self._lost_error()
             try:
-                send_message(self._connection, message, *blobs)
-                answer, back = self._wait_for_answer(self._connection, prompter, on_step)
+                answer, back = self._exchange(message, blobs, prompter, on_step)
             except (OSError, EOFError):
-                raise self._lost_error() from None
+                raise Unreachable(
+                    f"the connection to {self.host} is gone.", "It can be dialled again."
+                ) from None
             finally:
                 if self._is_cut:
                     self._disconnect()
         raise_from_message(answer, back)
         return answer, back
 
-    def _wait_for_answer(
+    def _exchange(
         self,
-        connection: Connection,
+        message: Message,
+        blobs: tuple[bytes, ...],
         prompter: Prompter | None,
         on_step: Callable[[str], None],
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    ) -> Reply:
         """Return what the keeper answers in the end."""
-        asking = PromptThread(connection, prompter)
+        connection = self._connection
+        if connection is None or self._is_cut:
+            raise EOFError
+        send_message(connection, message, *blobs)
+        prompts = PromptThread(connection, prompter)
         try:
             while True:
-                while not connection.poll(POLL_EVERY):
+                while not connection.poll(POLL_EVERY):  # `abort` cannot wake it
                     if self._is_cut:
-                        raise self._lost_error()
+                        raise EOFError
                 answer, back = receive_message(connection)
                 self._has_received = True
                 if "step" in answer:
                     on_step(answer["step"])
                 elif "ask" in answer or "elsewhere" in answer:
                     self.has_prompted = True
-                    asking.ask(answer)
+                    prompts.ask(answer)
                 elif "withdrawn" in answer:
-                    asking.withdraw()
+                    prompts.withdraw()
                 else:
                     return answer, back
         finally:
-            asking.withdraw()
-
-    def _lost_error(self) -> RemoterError:
-        return Unreachable(f"the connection to {self.host} is gone.", "It can be dialled again.")
+            prompts.withdraw()

@@ -1,4 +1,6 @@
-"""The keeper's process: serves clients until nobody has needed it for long.
+"""The keeper's process: holds logins, and serves clients until nobody has needed it for long.
+
+Like a ControlMaster of OpenSSH, but one for all hosts, and by paramiko as well.
 
     python -P -m remoter_kernel.local.login.keeper.keeper_main FILE
 
@@ -46,7 +48,7 @@ PAUSE = 0.2  # seconds before the next client is taken, where this process has n
 MOST_UNAUTHENTICATED = 32  # connections by TCP that have not proven anything yet
 DESCRIPTORS = 8192  # enough for some thousand tunnels
 DETACHED_FLAG = "--here"  # on Windows, where no process can fork: this one is to stay
-PR_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of Linux
+PR_SET_DUMPABLE = 4  # of Linux' prctl
 PROCESS_NAME = "remoter-keeper"  # as `ps` shows it on Linux
 _log = logging.getLogger(__name__)
 
@@ -55,8 +57,9 @@ def main(arguments: list[str]) -> None:
     """Be the keeper, in a process whose parent ends at once."""
     endpoint_file = Path(arguments[-1])
     if hasattr(os, "fork"):
-        if os.fork():
+        if os.fork():  # the parent ends: nobody kills us with it, and `init` reaps us
             os._exit(0)
+        # Ctrl-C, and the end of a terminal, are for the process that has started us.
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     elif DETACHED_FLAG not in arguments:
@@ -65,50 +68,50 @@ def main(arguments: list[str]) -> None:
         return
     try:
         serve_until_idle(endpoint_file)
-    except (OSError, RemoterError) as error:
-        print(error, flush=True)  # noqa: T201 - who started it reads that
-        os._exit(1)
-    except Exception as error:  # noqa: BLE001 - whoever waits for it is told the reason
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201 - the same
+    except Exception as error:  # noqa: BLE001 - who waits for it reads the reason
+        why = str(error)
+        if not isinstance(error, OSError | RemoterError):  # a bug
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {error}"
+        print(why, flush=True)  # noqa: T201 - who started it reads that
         os._exit(1)
 
 
 def serve_until_idle(endpoint_file: Path) -> None:
-    """Serve until it is enough."""
+    """Serve until no login is kept and nobody comes; ends this process."""
     from remoter_kernel.local.login.keeper.keeper_server import KeeperServer  # noqa: PLC0415 - it imports SSH
 
     protect_memory()
     lock = _lock_endpoint(endpoint_file)
     if lock is None:
-        os._exit(0)  # another one answers, or is about to: whoever has started us looks again
-    remove_old_sockets(SOCKET_KIND)
+        os._exit(0)  # another one answers, or is about to: who has started us looks again
+    remove_old_sockets(SOCKET_KIND)  # of tunnels of keepers that were killed
     _remove_dead_socket(endpoint_file)
     with PrivateListener("k", BACKLOG) as listener:
-        about = endpoint_record(listener.address, os.getpid())
-        text = json.dumps(about)
-        write_private_file(endpoint_file, text)
+        record = endpoint_record(listener.address, os.getpid())
+        text = json.dumps(record)
+        write_private_file(endpoint_file, text)  # it listens by now: who reads this can connect
         _redirect_output(endpoint_file.with_suffix(".log"))
         private_files.begin_log_file("keeper")
         _log.info("The keeper begins as process %d.", os.getpid())
         server = KeeperServer()
-        signal.signal(signal.SIGTERM, lambda *_: server.end())
+        signal.signal(signal.SIGTERM, lambda *_: server.end())  # at a shutdown, say
         accepting = Thread(
             _accept_clients,
-            args=(listener, bytes.fromhex(about["key"]), server),
+            args=(listener, bytes.fromhex(record["key"]), server),
             name="keeper-door",
             on_error=lambda _error: server.end(),  # who lets nobody in is of no use
         )
         accepting.start()
-        server.serve()
-        # First of all: whoever is turned away from now on must find another keeper.
+        server.serve()  # in the main thread, where signals are handled
+        # Before the clients are hung up on: they look at the file for another keeper.
         with contextlib.suppress(RemoterError):
             remove_endpoint_file(endpoint_file, text)
-        os.close(lock)
+        os.close(lock)  # the next keeper may begin
         server.close()
     _log.info("The keeper ends.")
     logs.close_log()
-    # Not sys.exit: whoever still talks is talking to nobody.
+    # Not sys.exit: it would wait for threads that serve clients, and these for their clients.
     os._exit(0)
 
 
@@ -118,7 +121,7 @@ def protect_memory() -> None:
         return
     import resource  # noqa: PLC0415 - POSIX alone has it
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold passwords
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     with contextlib.suppress(OSError, ValueError):
@@ -128,6 +131,7 @@ def protect_memory() -> None:
 
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text(PROCESS_NAME)
+        # Nor may other processes of this person attach: ptrace(2), /proc/PID/mem.
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -151,7 +155,7 @@ def _remove_dead_socket(endpoint_file: Path) -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Let whoever started this go on; what goes wrong from now on is written down."""
+    """Close the pipe that our starter waits at; what goes wrong from now on goes to a file."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     sys.stdout.flush()
     for stream in (1, 2):
@@ -173,15 +177,11 @@ def _accept_clients(listener: PrivateListener, key: bytes, server: KeeperServer)
             pause.wait(PAUSE)
             continue
         if listener.is_tcp and not unauthenticated.acquire(blocking=False):
-            connection.close()
+            connection.close()  # strangers must not take all threads
             continue
-        serving = Thread(
-            _serve_client,
-            args=(connection, listener, key, unauthenticated, server),
-            name="keeper-visitor",
-        )
+        args = (connection, listener, key, unauthenticated, server)
         try:
-            serving.start()
+            Thread(_serve_client, args=args, name="keeper-visitor").start()
         except RuntimeError:  # no thread is left, either
             connection.close()
             if listener.is_tcp:

@@ -12,13 +12,18 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
-from remoter_kernel.local.login.keeper.endpoint import FORWARDED_ENV, error_to_message
+from remoter_kernel.local.login.keeper.endpoint import (
+    FORWARDED_ENV,
+    Message,
+    Reply,
+    error_to_message,
+)
 from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 from remoter_kernel.local.login.login import LoginGone
 from remoter_kernel.local.login.ssh_config import resolve_destination
@@ -27,24 +32,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 CHECK_EVERY = 15.0  # seconds between two looks at the logins
 GRACE = 2.0  # seconds that a keeper without a login waits for somebody who logs in
 FIRST_GRACE = 20.0  # seconds until the first has come: a busy machine takes its time
 
-Answer = tuple[dict[str, Any], list[bytes]]
 _log = logging.getLogger(__name__)
 
 
 class KeeperServer:
-    """All of a person's kept logins on this machine, and whoever uses them."""
+    """All of a person's kept logins on this machine, and the clients that use them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._changed = threading.Condition()
-        self._login_of_client: dict[
-            ConnectedClient, SharedLogin | None
-        ] = {}  # and the login that each uses
+        self._login_of_client: dict[ConnectedClient, SharedLogin | None] = {}
         self._logins: dict[Hashable, SharedLogin] = {}
         self._clock = clock
         self._grace_until = clock() + FIRST_GRACE  # for somebody who logs in
@@ -58,31 +60,33 @@ class KeeperServer:
             with self._changed:
                 self._changed.wait(self._seconds_until_due())
                 expired = self._pop_expired()
+                # Both: a client without a login is about to ask for one.
                 if not self._logins and not self._login_of_client and self._grace_left() <= 0:
                     self._is_over = True
                 logins = list(self._logins.values())
-            for login in expired:
+            for login in expired:  # not under the lock: to close takes a while
                 _logging_errors(login.close)
             for login in logins:
                 _logging_errors(login.check_alive)
 
     def close(self) -> None:
-        """Show everybody out, and end the logins."""
+        """Hang up on all clients, and end the logins."""
         for client in list(self._login_of_client):
             client.close()
         for login in list(self._logins.values()):
             login.close()
 
     def end(self) -> None:
-        """Let it be enough; may be called by a signal."""
+        """Have `serve` return; may be called by a signal."""
         self._is_over = True
-        with contextlib.suppress(RuntimeError):  # a signal may come while the lock is held
+        # A signal may come while the lock is held: it must not wait for it.
+        with contextlib.suppress(RuntimeError):
             if self._changed.acquire(blocking=False):
                 self._changed.notify_all()
                 self._changed.release()
 
     def _grace_left(self) -> float:
-        """Return for how many seconds it still waits for somebody."""
+        """Return for how many seconds a keeper without logins still waits for a client."""
         return self._grace_until - self._clock()
 
     def _seconds_until_due(self) -> float:
@@ -90,7 +94,7 @@ class KeeperServer:
         dues = [login.seconds_left for login in self._logins.values()]
         if not self._logins and not self._login_of_client:
             dues.append(self._grace_left())
-        return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])
+        return min([CHECK_EVERY, *(max(0.05, due) for due in dues)])  # 0.05: never in a tight loop
 
     def _pop_expired(self) -> list[SharedLogin]:
         """Take the logins whose time is over out of the table: nobody finds them any more."""
@@ -106,8 +110,8 @@ class KeeperServer:
         client = ConnectedClient(connection)
         _log.info("Client %x has come.", id(client))
         with self._changed:
-            self._login_of_client[client] = None
-            if self._is_over:  # it hears the end once it can find another keeper: see `close`
+            self._login_of_client[client] = None  # counted at once: it must not miss its keeper
+            if self._is_over:  # `close` hangs up on it, once it can find another keeper
                 return
         try:
             for message, blobs in client.requests():
@@ -122,24 +126,20 @@ class KeeperServer:
                 self._grace_until = self._clock() + GRACE
                 self._changed.notify_all()
 
-    def _handle(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> Answer:
+    def _handle(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         try:
             return self._dispatch(client, message, blobs)
         except RemoterError as error:
             _log.info("Client %x, %s: %s", id(client), message.get("do"), logs.reason(error))
             return error_to_message(error)
         except Exception as error:  # noqa: BLE001 - a bug must reach the person, too
-            # Its words may hold what somebody typed: the log has the way to it alone.
+            # Its text may hold what somebody typed: the log has only the traceback.
             _log.exception("What a client wanted has failed.")
             return error_to_message(
                 RemoterError(f"the keeper of the login failed: {type(error).__name__}.")
             )
 
-    def _dispatch(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> Answer:
+    def _dispatch(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         """Do one thing for a client; what is not done is a RemoterError."""
         match message["do"]:
             case "log in":
@@ -151,10 +151,11 @@ class KeeperServer:
             raise LoginGone("nobody has logged in yet.", "Log in first.")
         return login.execute(client, message, blobs)
 
-    def _log_in(self, client: ConnectedClient, message: dict[str, Any]) -> dict[str, Any]:
+    def _log_in(self, client: ConnectedClient, message: Message) -> Message:
         remote = Remote(
             **{**message["remote"], "ssh_config": Path(message["remote"]["ssh_config"])}
         )
+        # The agent, the ticket and the PATH are those of the client, not of who started us.
         kept = {name: value for name, value in os.environ.items() if name not in FORWARDED_ENV}
         destination = resolve_destination(
             remote.host, remote.ssh_config, {**kept, **message["environment"]}
@@ -163,7 +164,7 @@ class KeeperServer:
             login = self._login_for(client, remote, destination, float(message["lifetime"]))
             try:
                 return login.log_in(client, remote, destination, message)
-            except LoginGone:  # somebody has ended it just now
+            except LoginGone:  # another client has ended it just now: then there is a new one
                 if not login.is_over:
                     raise
 
@@ -175,12 +176,12 @@ class KeeperServer:
             login = self._logins.setdefault(login_key(destination), SharedLogin())
             before = self._login_of_client.get(client)
             if before not in (None, login):
-                before.remove_user(client)
+                before.remove_user(client)  # it asks for another way there now
             self._login_of_client[client] = login
             login.add_user(client, remote.name, lifetime)
             return login
 
-    def _end_logins(self, name: str) -> dict[str, Any]:
+    def _end_logins(self, name: str) -> Message:
         """End what only this remote uses (all, if none is named); say whether more is kept."""
         with self._changed:
             ended = {
@@ -190,7 +191,7 @@ class KeeperServer:
             }
             for way in ended:
                 del self._logins[way]
-            goes_on = bool(self._logins)
+            goes_on = bool(self._logins)  # a keeper without logins has nothing to keep
         for login in ended.values():
             login.close()
         if not goes_on:

@@ -1,4 +1,4 @@
-"""Puts what a keeper asks to the person here, aside: the keeper may take it back meanwhile."""
+"""Puts a keeper's questions to the person here, in a thread: the keeper may take them back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from remoter_kernel.errors import LoginRefused, RemoterError
-from remoter_kernel.local.login.keeper.endpoint import error_to_message, send_message
+from remoter_kernel.local.login.keeper.endpoint import Message, error_to_message, send_message
 from remoter_kernel.local.login.prompts import CancellablePrompter, Prompt, Withdrawn
 from remoter_kernel.protocol.threads import Thread
 
@@ -21,14 +21,13 @@ class PromptThread:
     """The question that is open here, if there is one."""
 
     def __init__(self, connection: Connection, prompter: Prompter | None) -> None:
-        """Remember; answers are sent by the connection."""
         self._connection = connection
         self._prompter = prompter
-        self._message: dict[str, Any] = {}
+        self._message: Message = {}
         self._withdrawn = threading.Event()
         self._thread: Thread | None = None
 
-    def ask(self, message: dict[str, Any]) -> None:
+    def ask(self, message: Message) -> None:
         """Ask, or say where somebody else is asked; what was open until now is taken back."""
         if message == self._message:  # it stands there already
             return
@@ -43,9 +42,9 @@ class PromptThread:
         self._message = {}
         thread, self._thread = self._thread, None
         if thread and isinstance(self._prompter, CancellablePrompter):
-            thread.join()
+            thread.join()  # its cell, or its terminal, is free by then
 
-    def _run(self, message: dict[str, Any], withdrawn: threading.Event) -> None:
+    def _run(self, message: Message, withdrawn: threading.Event) -> None:
         try:
             answer = self._answer(message, withdrawn)
         except Withdrawn:
@@ -56,23 +55,23 @@ class PromptThread:
             # Its words may hold what was typed.
             answer = error_to_message(RemoterError(f"to ask failed: {type(error).__name__}."))[0]
         if answer:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a keeper that is gone asks no more
                 send_message(self._connection, {**answer, "number": message.get("number", 0)})
 
-    def _answer(self, message: dict[str, Any], withdrawn: threading.Event) -> dict[str, Any]:
-        """Put it to whoever sits here; nothing: there is nothing to be said."""
-        asks = self._prompter
-        assert asks is not None  # noqa: S101 - the keeper was told who may be asked
-        more: dict[str, Any] = (
-            {"withdrawn": withdrawn} if isinstance(asks, CancellablePrompter) else {}
-        )
+    def _answer(self, message: Message, withdrawn: threading.Event) -> Message:
+        """Put it to whoever sits here; nothing: the keeper waits for no answer."""
+        prompter = self._prompter
+        assert prompter is not None  # noqa: S101 - the keeper was told who may be asked
+        more: dict[str, Any] = {}
+        if isinstance(prompter, CancellablePrompter):
+            if "elsewhere" in message:
+                prompter.wait_elsewhere(message["elsewhere"], withdrawn)
+            more = {"withdrawn": withdrawn}
         if "elsewhere" in message:
-            if isinstance(asks, CancellablePrompter):
-                asks.wait_elsewhere(message["elsewhere"], withdrawn)
             return {}
         if message["ask"] == "host key":
             key = (message["host"], message["kind"], message["fingerprint"])
-            return {"trust": asks.confirm_host_key(*key, **more).value}
+            return {"trust": prompter.confirm_host_key(*key, **more).value}
         prompts = [Prompt(text, is_shown=is_shown) for text, is_shown in message["prompts"]]
-        told_first = message["instruction"]
-        return {"answers": asks.ask(message["host"], prompts, told_first, **more)}
+        answers = prompter.ask(message["host"], prompts, message["instruction"], **more)
+        return {"answers": answers}

@@ -1,7 +1,7 @@
-"""One login that is kept: who comes first logs in, who comes later uses it.
+"""One login that is kept: the first client has it made, later ones use it.
 
-Decides when a login is as good as dead. A login that fell silent is given up once, for all
-users: their tunnels end with it, and each of them comes again.
+Decides when a login is as good as dead. One that fell silent is given up once, for all
+users: their tunnels end with it, and each of them asks for a login again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel import logs
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.credentials import RemoteCredentials
+from remoter_kernel.local.login.keeper.endpoint import LOGIN_FACTS, Message, Reply
 from remoter_kernel.local.login.keeper.login_attempt import LoginAttempt
 from remoter_kernel.local.login.log_in import log_in_to
 from remoter_kernel.local.login.login import LoginGone
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.config.remotes import Remote
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.keeper.connected_client import ConnectedClient
-    from remoter_kernel.local.login.ssh_config import Destination
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
-CHECK_EVERY = 15.0  # seconds between two looks at a login of which nothing is heard
+CHECK_EVERY = 15.0  # seconds between two looks at a login from which nothing comes
 PROBE_WITHIN = 2.0  # seconds, and four round trips, that a login in doubt has for an answer
 SILENT_FOR = 10.0  # seconds without an answer after which a login is given up
-TRUSTED_FOR = 20.0  # seconds since it was last heard from
+TRUSTED_FOR = 20.0  # seconds since anything came from it
 ANY_TRANSPORT = "auto"
 UNLIMITED = float("inf")
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class SharedLogin:
         self._active: _ActiveLogin | None = None
         self._credentials = RemoteCredentials()
         self._attempt: LoginAttempt | None = None  # the last one
-        self.is_over = False  # whoever comes must find another one
+        self.is_over = False  # a client that comes now must get another one
 
     # --- its users (under the server's lock) ---
 
@@ -74,6 +75,7 @@ class SharedLogin:
     def remove_user(self, client: ConnectedClient) -> None:
         """A user goes: the login is kept for as long as any of their remotes wants it."""
         remote, lifetime = self._users.pop(client, ("", 0.0))
+        # A login that nobody got in by is not kept, nor one whose remote was removed.
         if self.has_logged_in and remote in self._kept_until:
             self._kept_until[remote] = time.monotonic() + lifetime
 
@@ -81,7 +83,7 @@ class SharedLogin:
     def seconds_left(self) -> float:
         """How long it is kept without another user; what was typed is kept in an outage, too."""
         if self._users:
-            return UNLIMITED
+            return UNLIMITED  # for as long as somebody uses it
         return max(self._kept_until.values(), default=0.0) - time.monotonic()
 
     def remove_remote(self, name: str) -> bool:
@@ -91,24 +93,20 @@ class SharedLogin:
 
     # --- what it is used for ---
 
-    def execute(
-        self, client: ConnectedClient, message: dict[str, Any], blobs: list[bytes]
-    ) -> tuple[dict[str, Any], list[bytes]]:
+    def execute(self, client: ConnectedClient, message: Message, blobs: list[bytes]) -> Reply:
         """Do one thing over the login; what is not done is a RemoterError."""
         login, command = self._live_login, message.get("command", "")
         match message["do"]:
             case "run":
                 ran = login.run(command, blobs[0], seconds=message["seconds"])
-                answer: dict[str, Any] = {"status": ran.status}
+                answer: Message = {"status": ran.status}
                 back = [ran.stdout, ran.stderr]
             case "run until line":
                 line = login.run_until_line(command, blobs[0], blobs[1], message["seconds"])
                 answer, back = {}, [line]
             case "open tunnel":
-                answer, back = (
-                    client.register_tunnel(login.open_tunnel(message["host"], message["port"])),
-                    [],
-                )
+                tunnel = login.open_tunnel(message["host"], message["port"])
+                answer, back = client.register_tunnel(tunnel), []
             case "open pipe":
                 answer, back = client.register_tunnel(login.open_pipe(command, blobs[0])), []
             case other:
@@ -121,7 +119,7 @@ class SharedLogin:
     def _live_login(self) -> SSHLogin:
         active = self._active
         if active is None or not active.login.is_alive:
-            raise LoginGone("the connection is gone.", "It can be dialled again.")
+            raise _login_gone()
         return active.login
 
     # --- logging in ---
@@ -131,8 +129,8 @@ class SharedLogin:
         client: ConnectedClient,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
-    ) -> dict[str, Any]:
+        message: Message,
+    ) -> Message:
         """Return what is known of the login; log in, if there is none that lives."""
         client.may_ask = bool(message["may_ask"])
         client.place = to_one_line(str(message["place"]))
@@ -150,23 +148,25 @@ class SharedLogin:
             message = {**message, "in_doubt": False, "is_stale": False} if is_new else message
         login = self._live_login
         since = self._active.since if self._active else time.time()
-        return {**login_facts(login), "since": since, "is_new": is_new}
+        more = {"since": since, "is_new": is_new}
+        return {name: getattr(login, name) for name in LOGIN_FACTS if name not in more} | more
 
     def _current_attempt(
         self,
         client: ConnectedClient,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
+        message: Message,
     ) -> tuple[LoginAttempt | None, Callable[[], None] | None]:
         """Return the login that is being made, and what begins it if it is a new one."""
         with self._attempt_lock:
-            if client.is_gone:
+            if client.is_gone:  # while it waited for the lock: its person is not there
                 raise Unreachable("whoever asked for the login is gone.")
             if self.is_over:
-                raise LoginGone("the connection is gone.", "It can be dialled again.")
+                raise _login_gone()
             if self._attempt and not self._attempt.is_over:
                 return self._attempt, None
+            # A login that others use is not taken from them.
             is_unfit = message["is_stale"] or self._is_by_another_transport(remote)
             if is_unfit and not self._is_used_by_others(client):
                 self._drop_login()
@@ -178,11 +178,8 @@ class SharedLogin:
             return attempt, Thread(make, name="keeper-login", on_error=attempt.finish).start
 
     def _is_by_another_transport(self, remote: Remote) -> bool:
-        active = self._active
-        return active is not None and remote.transport not in (
-            ANY_TRANSPORT,
-            active.login.transport,
-        )
+        wanted = (ANY_TRANSPORT, self._active.login.transport if self._active else ANY_TRANSPORT)
+        return self._active is not None and remote.transport not in wanted
 
     def _is_used_by_others(self, client: ConnectedClient) -> bool:
         return any(each.has_tunnels for each in list(self._users) if each is not client)
@@ -192,7 +189,7 @@ class SharedLogin:
         attempt: LoginAttempt,
         remote: Remote,
         destination: Destination,
-        message: dict[str, Any],
+        message: Message,
     ) -> None:
         """Log in, in a thread of its own: whoever waits for it may come and go."""
         _log.info("Logging in for the remote %s.", remote.name)
@@ -214,16 +211,16 @@ class SharedLogin:
         took = sum(login.seconds.values())
         _log.info("Logged in by %s in %.3f s", login.transport, took)
         self._active = _ActiveLogin(login)
-        if self.is_over:  # somebody ended it meanwhile
+        if self.is_over:  # a client ended it meanwhile
             self._drop_login()
         attempt.finish()
 
     # --- whether it lives ---
 
     def _is_healthy(self, *, in_doubt: bool) -> bool:
-        """Is there a login that answers? One that was heard of late is believed, if nobody doubts.
+        """Is there a login that answers? It is not asked if something came from it just now.
 
-        This machine may have slept since, and nothing on it knows how long.
+        Unless a client doubts it: this machine may have slept since, and no clock says how long.
         """
         active = self._active
         if active is None or not active.login.is_alive:
@@ -231,7 +228,7 @@ class SharedLogin:
         if not in_doubt and 0 <= time.time() - active.heard_at < TRUSTED_FOR:
             return True
         # What a command says may be in the way of the answer.
-        patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN
+        patience = SILENT_FOR if active.login.is_busy else PROBE_WITHIN  # a client waits for it
         return _responds(active, patience + 4 * active.login.round_trip)
 
     def check_alive(self) -> None:
@@ -243,7 +240,7 @@ class SharedLogin:
         if active is None:
             return
         received = sum(client.received for client in list(self._users))
-        if received != active.received:
+        if received != active.received:  # bytes for a tunnel are a sign of life, too
             active.received, active.heard_at = received, time.time()
         elif not 0 <= time.time() - active.heard_at < CHECK_EVERY and not active.is_probing:
             active.is_probing = True
@@ -272,9 +269,13 @@ class SharedLogin:
         active, self._active = self._active, None
         if active:
             _log.info("A login ends after %.0f s.", time.time() - active.since)
-            self._credentials.allow_reuse()
-            active.login.abort()
+            self._credentials.allow_reuse()  # it had let us in
+            active.login.abort()  # else a close could wait for a dead network
             active.login.close()
+
+
+def _login_gone() -> LoginGone:
+    return LoginGone("the connection is gone.", "It can be dialled again.")
 
 
 def _probe(active: _ActiveLogin) -> None:
@@ -292,17 +293,3 @@ def _responds(active: _ActiveLogin, seconds: float) -> bool:
     if is_there:
         active.heard_at = time.time()
     return is_there
-
-
-def login_facts(login: SSHLogin) -> dict[str, Any]:
-    """Return what is known of a login, in plain values."""
-    return {
-        "host": login.host,
-        "user": login.user,
-        "cipher": login.cipher,
-        "host_key": login.host_key,
-        "seconds": login.seconds,
-        "round_trip": login.round_trip,
-        "transport": login.transport,
-        "why_transport": login.why_transport,
-    }

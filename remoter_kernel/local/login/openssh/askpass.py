@@ -11,10 +11,8 @@ import sys
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
-ADDRESS_VARIABLE, KEY_VARIABLE = (
-    "REMOTER_ASKPASS_PLACE",
-    "REMOTER_ASKPASS_KEY",
-)  # names in the environment
+# Names in the environment.
+ADDRESS_VARIABLE, KEY_VARIABLE = "REMOTER_ASKPASS_PLACE", "REMOTER_ASKPASS_KEY"
 HINT_VARIABLE = "SSH_ASKPASS_PROMPT"  # "confirm", "none", or not there: ssh tells what it wants
 
 

@@ -1,9 +1,9 @@
-"""Puts ssh's questions to a person: `askpass` brings them here, one connection for each.
+"""Puts ssh's questions to a person: `askpass` sends them here, one connection for each.
 
 ssh asks for itself (a passphrase, a PIN, whether a host key is the right one), and passes on
-what a server asks. All of it is but a text. It is taken for ssh's own only if it begins as ssh
-begins, and if no server could have made it begin so: before any has been let to ask, or where
-ssh puts "(user@host) " before a server's questions.
+what a server asks. Both come as plain text. We take a text for ssh's own only if it begins as
+ssh's do, and if no server could have made it begin so: before a server may ask anything, or
+where ssh puts "(user@host) " before a server's questions (since OpenSSH 8.5).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoterError
+from remoter_kernel.local.login.known_hosts import host_key_rejected
 from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.openssh import askpass
 from remoter_kernel.local.login.prompts import OWN_TAG, Prompt, Trust, to_one_line
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
-    from remoter_kernel.local.login.login_process import LoginProcess
+    from remoter_kernel.local.login.openssh.login_process import LoginProcess
     from remoter_kernel.local.login.prompts import Prompter
 
 ENDS_WITHIN = 2.0  # seconds
@@ -46,135 +47,51 @@ OPENSSH_PROMPT = re.compile(r"Enter (?:passphrase|PIN) for ")
 PROMPT_LABEL = re.compile(r"\((?P<marked>[^\s()]+@[^\s()]+)\) |(?P<named>\S+@\S+)'s password:")
 
 
-class AskpassServer:
-    """Waits for the questions of one ssh and those that it starts; `start` it, `close` it."""
+class SSHPrompts:
+    """Puts the texts of one ssh, and of those that it starts, to a person."""
 
     def __init__(
-        self,
-        host: str,
-        prompter: Prompter,
-        folder: Path,
-        *,
-        hops: Mapping[str, str] = {},
-        passes_hops: bool = False,
+        self, host: str, prompter: Prompter, hops: Mapping[str, str], *, passes_hops: bool
     ) -> None:
-        """Remember; `host` is how the host of this login is called.
-
-        `hops`: how each host that may ask is called, by `user@host`. `passes_hops`: ssh passes
-        other hosts by itself, and these may ask as well.
-        """
+        """See `AskpassServer`."""
+        # Why the login is to end: a question was not answered, a key not accepted
         self.problem: RemoterError | None = None
-        """Why the login is to end: a question was not answered, a key not accepted."""
         self.is_asking = False
+        # The person wants the host key that was accepted to be remembered
         self.remembers_host_key = False
-        """The person wants the host key that was accepted to be remembered."""
+        # The ssh that asks, and its log: how far it is decides who can be asking
         self.process: LoginProcess | None = None
-        """The ssh that asks: it tells of itself how far it is."""
         self.on_problem: Callable[[], None] = lambda: None
+        # Gives what the server has said to everybody, and nobody has seen yet
         self.unseen_banner: Callable[[], str] = lambda: ""
-        """Gives what the server has said to everybody, and nobody has seen yet."""
         self._host = host
         self._prompter = prompter
-        self._folder = folder
         self._hops = hops
         self._passes_hops = passes_hops
-        self._key = secrets.token_bytes(32)
         self._prompts_seen: list[str] = []
-        self._open_notices: list[Connection] = []
         self._prompt_lock = threading.Lock()  # a person answers one at a time
-        self._closed = threading.Event()
-        self._listener: Listener | None = None
-        self._thread = Thread(
-            self._serve, name="ssh-questions", on_error=lambda _error: self._serve()
-        )
-
-    def start(self) -> None:
-        """Listen from now on."""
-        place = str(self._folder / "ask") if os.name == "posix" else None
-        family = "AF_UNIX" if os.name == "posix" else "AF_PIPE"
-        self._listener = Listener(place, family, backlog=4, authkey=self._key)
-        self._thread.start()
-
-    def environment(self) -> dict[str, str]:
-        """Return what makes ssh ask here, and nowhere else."""
-        assert self._listener is not None  # noqa: S101 (started)
-        return {
-            "SSH_ASKPASS": str(_write_askpass_program(self._folder)),
-            "SSH_ASKPASS_REQUIRE": "force",
-            "DISPLAY": os.environ.get("DISPLAY") or "none:0",  # without one an old ssh never asks
-            askpass.ADDRESS_VARIABLE: str(self._listener.address),
-            askpass.KEY_VARIABLE: self._key.hex(),
-        }
-
-    def close(self) -> None:
-        """Answer nothing any more."""
-        if self._listener is None or self._closed.is_set():
-            return
-        self._closed.set()
-        for note in self._open_notices:
-            note.close()
-        # A thread that waits for a connection is woken by one; a thread that does not, since it
-        # asks still or has just ended, would never prove to know the key: nobody waits for that.
-        with contextlib.suppress(OSError):
-            Client(self._listener.address).close()
-        self._thread.join(ENDS_WITHIN)
-        self._listener.close()
-        (self._folder / "askpass").unlink(missing_ok=True)
 
     def show(self, text: str) -> None:
         """Show the person something to act on, between two questions."""
+        self._guarded(lambda: self._show(text))
 
-        def ask() -> None:
-            self._prompter.ask("", [], text)
-
-        self._guarded(ask)
-
-    def _serve(self) -> None:
-        assert self._listener is not None  # noqa: S101 (started)
-        while not self._closed.is_set():
-            try:
-                connection = self._listener.accept()
-            except (EOFError, AuthenticationError):  # not ours, or gone again
-                continue
-            except OSError:  # the same, or no descriptor is left: that passes
-                self._closed.wait(PAUSE)
-                continue
-            with contextlib.suppress(OSError, EOFError):
-                self._handle_connection(connection)
-
-    def _handle_connection(self, connection: Connection) -> None:
-        if self._closed.is_set():
-            connection.close()
-            return
-        hint = connection.recv_bytes(LONGEST).decode(errors="replace")
-        text = to_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
-        if hint == "none":  # something to do, a touch for instance: it stands until it is done
-            self._open_notices.append(connection)
-            self._guarded(lambda: self._show_notice(text))
-            return
-        with connection:
-            self.is_asking = True
-            answer = self._guarded(lambda: self._answer_prompt(hint, text))
-            self.is_asking = False
-            if answer is not None:
-                connection.send_bytes(answer.encode())
+    def _show(self, text: str) -> None:
+        self._prompter.ask("", [], text)
 
     def _guarded(self, ask: Callable[[], str | None]) -> str | None:
+        """Ask, unless something has gone wrong before; what goes wrong ends the login."""
         with self._prompt_lock:
             if self.problem is None:
                 try:
                     return ask()
                 except RemoterError as error:
                     self.problem = error
-                except Exception as error:  # noqa: BLE001 - else nobody would hear the next question
+                except Exception as error:  # noqa: BLE001 - else the next question would not be asked
                     self.problem = RemoterError(
                         f"what ssh asked could not be passed on: {type(error).__name__}."
                     )
                 self.on_problem()
         return None
-
-    def _show_notice(self, text: str) -> None:
-        self._prompter.ask("", [], f"{OWN_TAG}{text}")
 
     def _answer_prompt(self, hint: str, text: str) -> str | None:
         """Ask the person; None declines."""
@@ -197,24 +114,24 @@ class AskpassServer:
 
     def _is_openssh_prompt(self) -> bool:
         """Say whether a text that begins as ssh's own do can be no server's."""
-        entry = self.process
-        if entry is None:
+        process = self.process
+        if process is None:
             return False
-        if not self._passes_hops and entry.step != "login":
+        if not self._passes_hops and process.step != "login":
             return True  # nobody could ask yet
-        return entry.wait_until(lambda: entry.version is not None, STDERR_WITHIN) and (
-            entry.labels_prompts
+        return process.wait_until(lambda: process.version is not None, STDERR_WITHIN) and (
+            process.labels_prompts
         )
 
     def _is_host_key_prompt(self, fingerprint: str) -> bool:
         """Say the same of a question about a host key, by the key that ssh has told of."""
-        entry = self.process
-        if entry is None:
+        process = self.process
+        if process is None:
             return False
-        if entry.wait_until(lambda: self._announced_host_key()[1] == fingerprint, STDERR_WITHIN):
-            return entry.step == "host key"
+        if process.wait_until(lambda: self._announced_host_key()[1] == fingerprint, STDERR_WITHIN):
+            return process.step == "host key"
         # It is that of a host on the way: ssh asks for those itself, and tells nothing of them.
-        return self._passes_hops and entry.step == "connect" and entry.labels_prompts
+        return self._passes_hops and process.step == "connect" and process.labels_prompts
 
     def _announced_host_key(self) -> tuple[str, str]:
         kind, _, fingerprint = (self.process.host_key if self.process else "").partition(" ")
@@ -244,13 +161,101 @@ class AskpassServer:
                 'Accept it so, or set transport = "paramiko".',
             )
         if said is Trust.NO:
-            raise UnknownHostKey(
-                f"the host key of {host} was not accepted: {kind} {fingerprint}.",
-                "Compare it with what the host's administrator says, then try again.",
-            )
+            raise host_key_rejected(host, f"{kind} {fingerprint}")
         if is_last:
             self.remembers_host_key = said is Trust.YES
         return "yes"
+
+
+class AskpassServer(SSHPrompts):
+    """Listens for the questions of one ssh and those that it starts; `start` it, `close` it."""
+
+    def __init__(
+        self,
+        host: str,
+        prompter: Prompter,
+        folder: Path,
+        *,
+        hops: Mapping[str, str] = {},
+        passes_hops: bool = False,
+    ) -> None:
+        """`host` is how the host of this login is called.
+
+        `hops`: how each host that may ask is called, by `user@host`. `passes_hops`: ssh passes
+        other hosts by itself, and these may ask as well.
+        """
+        super().__init__(host, prompter, hops, passes_hops=passes_hops)
+        self._folder = folder
+        self._key = secrets.token_bytes(32)
+        self._open_notices: list[Connection] = []
+        self._closed = threading.Event()
+        self._listener: Listener | None = None
+        self._thread = Thread(
+            self._serve, name="ssh-questions", on_error=lambda _error: self._serve()
+        )
+
+    def start(self) -> None:
+        """Listen from now on."""
+        is_posix = os.name == "posix"
+        place, family = (str(self._folder / "ask"), "AF_UNIX") if is_posix else (None, "AF_PIPE")
+        self._listener = Listener(place, family, backlog=4, authkey=self._key)
+        self._thread.start()
+
+    def environment(self) -> dict[str, str]:
+        """Return what makes ssh ask here, and nowhere else."""
+        assert self._listener is not None  # noqa: S101 (started)
+        return {
+            "SSH_ASKPASS": str(_write_askpass_program(self._folder)),
+            "SSH_ASKPASS_REQUIRE": "force",
+            "DISPLAY": os.environ.get("DISPLAY") or "none:0",  # without one an old ssh never asks
+            askpass.ADDRESS_VARIABLE: str(self._listener.address),
+            askpass.KEY_VARIABLE: self._key.hex(),
+        }
+
+    def close(self) -> None:
+        """Answer nothing any more."""
+        if self._listener is None or self._closed.is_set():
+            return
+        self._closed.set()
+        for connection in self._open_notices:
+            connection.close()
+        # A thread that waits for a connection is woken by one; a thread that does not, since it
+        # asks still or has just ended, would never prove to know the key: nobody waits for that.
+        with contextlib.suppress(OSError):
+            Client(self._listener.address).close()
+        self._thread.join(ENDS_WITHIN)
+        self._listener.close()
+        (self._folder / "askpass").unlink(missing_ok=True)
+
+    def _serve(self) -> None:
+        assert self._listener is not None  # noqa: S101 (started)
+        while not self._closed.is_set():
+            try:
+                connection = self._listener.accept()
+            except (EOFError, AuthenticationError):  # not ours, or gone again
+                continue
+            except OSError:  # the same, or no descriptor is left: that passes
+                self._closed.wait(PAUSE)
+                continue
+            with contextlib.suppress(OSError, EOFError):
+                self._handle_connection(connection)
+
+    def _handle_connection(self, connection: Connection) -> None:
+        if self._closed.is_set():
+            connection.close()
+            return
+        hint = connection.recv_bytes(LONGEST).decode(errors="replace")
+        text = to_one_line(connection.recv_bytes(LONGEST).decode(errors="replace"))
+        if hint == "none":  # something to do, a touch for instance: it stands until it is done
+            self._open_notices.append(connection)
+            self.show(f"{OWN_TAG}{text}")
+            return
+        with connection:
+            self.is_asking = True
+            answer = self._guarded(lambda: self._answer_prompt(hint, text))
+            self.is_asking = False
+            if answer is not None:
+                connection.send_bytes(answer.encode())
 
 
 def _write_askpass_program(folder: Path) -> Path:

@@ -1,11 +1,11 @@
 """All commands and tunnels of a login over one OpenSSH master: ours, or the person's own.
 
 Speaks with an OpenSSH master process through its socket (PROTOCOL.mux of OpenSSH). One connection
-makes one request. The master is given the descriptors that it is to read and write, so no process
-stands between it and us, and an end of file there is one here at once.
+makes one request. We pass the master the descriptors that it is to read and write: no process
+stands between it and us, and an end of file at its end is one at ours at once.
 
-A master hears all that goes to the host behind it, and nobody has checked that host's key but
-the master: one that another user of this machine runs is none of ours, wherever its socket is.
+A master sees all that goes to the host behind it, and nobody but the master has checked that
+host's key: we use none that another user of this machine runs, wherever its socket is.
 """
 
 from __future__ import annotations
@@ -17,49 +17,44 @@ import os
 import signal
 import socket
 import struct
-import threading
 import time
 from typing import TYPE_CHECKING
 
-from remoter_kernel.local.login.openssh.stream_channel import StreamChannel
-from remoter_kernel.local.login.paramiko_channel import (
+from remoter_kernel.local.login.login import (
+    CONNECT_FAILED,
+    FORBIDDEN,
     ChannelOpenError,
     ConnectionClosed,
     ResponseTimeout,
 )
+from remoter_kernel.local.login.openssh.stream_channel import ChannelStreams, OpenSSHTransport
 from remoter_kernel.local.login.remote_command import RemoteCommand
-from remoter_kernel.local.private_sockets import peer_uid
+from remoter_kernel.local.private_sockets import peer_uid, read_exactly
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import threading
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
 
 ANSWERS_WITHIN = 5.0  # seconds; the master is on this machine
 ENDS_WITHIN = 2.0  # seconds
-FORBIDDEN, CONNECT_FAILED = 1, 2  # RFC 4254, 5.1
 
+# PROTOCOL.mux of OpenSSH: what is asked, and what is answered.
 HELLO, VERSION = 0x00000001, 4
 NEW_SESSION, ALIVE_CHECK, NEW_FORWARD = 0x10000002, 0x10000004, 0x10000008
-DENIED, FAILED, EXITED, ALIVE, OPENED = (
-    0x80000002,
-    0x80000003,
-    0x80000004,
-    0x80000005,
-    0x80000006,
-)
+DENIED, FAILED, EXITED, ALIVE, OPENED = range(0x80000002, 0x80000007)
+STREAMS = {NEW_SESSION: 3, NEW_FORWARD: 2}  # so many descriptors does each need
 NO_ESCAPE = 0xFFFFFFFF
 REQUEST = 1  # its number: one connection makes only one
 LARGEST_ANSWER = 64 * 1024  # bytes of one answer: real ones have some dozens
 
 
-class MuxStreams:
+class MuxStreams(ChannelStreams):
     """What one connection to the master has begun."""
 
     def __init__(self, connection: Mux, socket_path: Path, ends: Sequence[int]) -> None:
-        self.stdin, self.stdout, self.stderr = (*ends, -1)[:3]
+        super().__init__(*ends)
         self._mux = connection
         self._socket_path = socket_path
         self._is_over = False
@@ -77,27 +72,17 @@ class MuxStreams:
         if not was_over:
             wake_master(self._socket_path)
 
-    def discard(self) -> None:
-        """End it where no channel has its streams."""
-        self.terminate()
-        for descriptor in (self.stdin, self.stdout, self.stderr):
-            if descriptor >= 0:
-                os.close(descriptor)
 
-
-class MuxTransport:
+class MuxTransport(OpenSSHTransport):
     """A living master at `socket_path`; `open` it, `close_and_join` it."""
 
     def __init__(self, socket_path: Path, *, is_ours: bool, round_trip: float = math.inf) -> None:
-        self.active = False
-        self.round_trip = round_trip  # seconds: the quickest answer so far
+        super().__init__(round_trip)
         self._socket_path = socket_path
         self._is_ours = is_ours
-        self._process_id = 0
+        self._process_id = 0  # of the master, from `open` until it is ended
         self._watch_mux: Mux | None = None
         self._watcher: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._channels: set[StreamChannel] = set()
 
     def open(self) -> None:
         """Connect, and stay so: a master that ends is noticed, and ours stays for us."""
@@ -111,51 +96,36 @@ class MuxTransport:
             raise
         self.active = True
         self._watcher = Thread(
-            self._wait_for_master_exit, name="ssh-master", on_error=lambda _error: self.abort()
+            self._wait_for_master_exit,
+            args=(self._watch_mux,),
+            name="ssh-master",
+            on_error=lambda _error: self.abort(),
         )
         self._watcher.start()
 
-    def _wait_for_master_exit(self) -> None:
-        assert self._watch_mux is not None  # noqa: S101 (opened)
-        self._watch_mux.wait_for_exit()
+    def _wait_for_master_exit(self, mux: Mux) -> None:
+        mux.wait_for_exit()
         self.active = False
 
     # --- channels ---
 
-    def new_channel(self, receiver: ChannelReceiver) -> StreamChannel:
-        """Make a channel that is not open yet."""
-        channel = StreamChannel(self, receiver)
-        with self._lock:
-            self._channels.add(channel)
-        return channel
-
-    def remove_channel(self, channel: StreamChannel) -> None:
-        """Drop a channel that is over."""
-        with self._lock:
-            self._channels.discard(channel)
-
     def open_session(self, command: str, seconds: float) -> MuxStreams:
-        """Start a command; raise Refused, Closed or TooLate."""
+        """Start a command."""
+        no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
+        words = ("", *no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
         try:
-            return self._open_streams(
-                lambda connection, ends: connection.open_session(command, ends), seconds, streams=3
-            )
+            return self._open_streams(seconds, NEW_SESSION, *words)
         except MuxError:
             raise ChannelOpenError(CONNECT_FAILED) from None
 
     def open_forward(self, host: str, port: int, seconds: float) -> MuxStreams:
-        """Connect to there; raise Refused, Closed or TooLate."""
+        """Have the server connect to there."""
         try:
-            return self._open_forward_streams(host, port, seconds)
+            return self._open_streams(seconds, NEW_FORWARD, "", host, port)
         except MuxError:
             # The master does not say why. What would surely answer, if it were allowed, does.
             code = FORBIDDEN if self._forbids_forwarding(seconds) else CONNECT_FAILED
             raise ChannelOpenError(code) from None
-
-    def _open_forward_streams(self, host: str, port: int, seconds: float) -> MuxStreams:
-        return self._open_streams(
-            lambda connection, ends: connection.open_forward(host, port, ends), seconds, streams=2
-        )
 
     def _forbids_forwarding(self, seconds: float) -> bool:
         """Try to reach the sshd that we talk with: it listens, so a refusal is a rule."""
@@ -164,89 +134,73 @@ class MuxTransport:
         try:
             running.start("echo $SSH_CONNECTION", b"", deadline)
             words = running.wait(deadline).stdout.split()
-            streams = self._open_forward_streams(words[-2].decode(), int(words[-1]), seconds)
+            where = words[-2].decode(), int(words[-1])
+            self._open_streams(seconds, NEW_FORWARD, "", *where).close()
         except MuxError:
             return True
         except (IndexError, ValueError, ChannelOpenError):
             return False
         finally:
             running.close()
-        streams.discard()
         return False
 
-    def _open_streams(
-        self, ask: Callable[[Mux, Sequence[int]], None], seconds: float, *, streams: int
-    ) -> MuxStreams:
+    def _open_streams(self, seconds: float, request: int, *words: int | str) -> MuxStreams:
         if not self.active:
             raise ConnectionClosed
         connection = Mux(self._socket_path, seconds)
-        pipes = [os.pipe() for _ in range(streams)]
-        # stdin flows from here to there, the others the other way.
+        pipes = [os.pipe() for _ in range(STREAMS[request])]
+        # We write to stdin, and read from the others.
         ours = [pipes[0][1], *(pipe[0] for pipe in pipes[1:])]
         theirs = [pipes[0][0], *(pipe[1] for pipe in pipes[1:])]
+        opened = MuxStreams(connection, self._socket_path, ours)
         began = time.perf_counter()
         try:
-            ask(connection, theirs)
+            connection.open(theirs, request, *words)
         except BaseException:
             connection.close()
-            for descriptor in ours:
-                os.close(descriptor)
+            opened.close_streams()
             raise
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
         self.round_trip = min(self.round_trip, time.perf_counter() - began)
-        return MuxStreams(connection, self._socket_path, ours)
+        return opened
 
     def check_alive(self) -> None:
         """Find out whether the master lives: its end and a channel's come at the same time."""
-        try:
-            connection = Mux(self._socket_path, ANSWERS_WITHIN)
-        except (ConnectionClosed, ResponseTimeout):
+        if not master_answers(self._socket_path, ANSWERS_WITHIN):
             self.active = False
-            return
-        try:
-            connection.process_id()
-        except (ConnectionClosed, ResponseTimeout, MuxError):
-            self.active = False
-        finally:
-            connection.close()
 
     # --- the end ---
 
     def abort(self) -> None:
         """Drop everything without a goodbye; the person's own master lives on."""
-        was_active, self.active = self.active, False
-        if self._is_ours and was_active:
-            self._signal(signal.SIGKILL)
-        for channel in self._open_channels():
-            channel.mark_ended()
+        if self.active:
+            self._signal_master(signal.SIGKILL)
+        super().abort()
 
     def close_and_join(self) -> None:
         """End what was begun, and the master if it is ours; leave no thread behind."""
-        was_active, self.active = self.active, False
-        channels = self._open_channels()
-        for channel in channels:
-            channel.mark_ended()
-        if self._is_ours and was_active and self._watcher is not None:
-            self._signal(signal.SIGTERM)
-            self._watcher.join(ENDS_WITHIN)
-            if self._watcher.is_alive():
-                self._signal(signal.SIGKILL)
+        if not self.active:
+            self._is_ours = False  # it has ended: its number may be another process's by now
+        super().close_and_join()
+
+    def _end_connection(self) -> None:
+        watcher = self._watcher
+        if self._is_ours and watcher is not None:
+            self._signal_master(signal.SIGTERM)  # it removes its socket
+            watcher.join(ENDS_WITHIN)
+            if watcher.is_alive():
+                self._signal_master(signal.SIGKILL)
         if self._watch_mux is not None:
             self._watch_mux.close()
-        if self._watcher is not None:
-            self._watcher.join(ENDS_WITHIN)
-        for channel in channels:
-            channel.join(ENDS_WITHIN)
+        if watcher is not None:
+            watcher.join(ENDS_WITHIN)
 
-    def _open_channels(self) -> list[StreamChannel]:
-        with self._lock:
-            return list(self._channels)
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self._process_id, number)
+    def _signal_master(self, number: int) -> None:
+        if self._is_ours:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._process_id, number)
 
 
 class MuxError(Exception):
@@ -257,13 +211,13 @@ class Mux:
     """One connection to a master's socket."""
 
     def __init__(self, path: Path, seconds: float) -> None:
-        """Connect; raise Closed where no master answers, TooLate where one is silent."""
+        """Connect; raise ConnectionClosed where none answers, ResponseTimeout of a silent one."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._seconds: float | None = seconds  # for one answer
         self._sock.settimeout(seconds)
         try:
             self._sock.connect(str(path))
-            _check_owner(self._sock, path)
+            _check_owner(self._sock, path)  # before a word is said to it
             self._send(HELLO, VERSION)
             kind, version, *_ = struct.unpack_from(">II", self._receive())
         except (OSError, struct.error) as error:
@@ -283,21 +237,14 @@ class Mux:
         self._send(ALIVE_CHECK, REQUEST)
         return self._expect(ALIVE)
 
-    def open_session(self, command: str, descriptors: Sequence[int]) -> None:
-        """Start a command; the descriptors are its stdin, stdout and stderr."""
-        no_terminal_x11_agent_subsystem = (0, 0, 0, 0)
-        words = (*no_terminal_x11_agent_subsystem, NO_ESCAPE, "", command)
-        self._send(NEW_SESSION, REQUEST, "", *words, descriptors=descriptors)
-        self._expect(OPENED)
-
-    def open_forward(self, host: str, port: int, descriptors: Sequence[int]) -> None:
-        """Connect to `host`:`port` from there; the descriptors are what is sent and received."""
-        self._send(NEW_FORWARD, REQUEST, "", host, port, descriptors=descriptors)
+    def open(self, descriptors: Sequence[int], request: int, *words: int | str) -> None:
+        """Have the master begin something that reads and writes these descriptors."""
+        self._send(request, REQUEST, *words, descriptors=descriptors)
         self._expect(OPENED)
 
     def wait_for_exit(self) -> int | None:
         """Wait until the session's command ends; None where nobody says how."""
-        self._seconds = None
+        self._seconds = None  # a command may run for as long as it likes
         with contextlib.suppress(ConnectionClosed, struct.error):
             while True:
                 kind, _session, status, *_ = struct.unpack_from(">III", self._receive())
@@ -324,6 +271,7 @@ class Mux:
             self._sock.sendall(struct.pack(">I", len(body)) + body)
             for descriptor in descriptors:
                 one = array.array("i", [descriptor])
+                # One descriptor to a message, with one byte: as `mm_send_fd` of OpenSSH does.
                 self._sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, one)])
         except TimeoutError:
             raise ResponseTimeout from None
@@ -344,33 +292,20 @@ class Mux:
         return int(number)
 
     def _receive(self) -> bytes:
-        until = None if self._seconds is None else time.monotonic() + self._seconds
-        (size,) = struct.unpack(">I", self._read(4, until))
-        if size > LARGEST_ANSWER:
-            raise ConnectionClosed
-        return self._read(size, until)
-
-    def _read(self, size: int, until: float | None) -> bytes:
-        data = b""
-        while len(data) < size:
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                raise ResponseTimeout
-            try:
-                self._sock.settimeout(left)
-                more = self._sock.recv(size - len(data))
-            except TimeoutError:
-                raise ResponseTimeout from None
-            except OSError:
-                raise ConnectionClosed from None
-            if not more:
+        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        try:
+            (size,) = struct.unpack(">I", read_exactly(self._sock, 4, deadline))
+            if size > LARGEST_ANSWER:  # not a master
                 raise ConnectionClosed
-            data += more
-        return data
+            return read_exactly(self._sock, size, deadline)
+        except TimeoutError:
+            raise ResponseTimeout from None
+        except OSError:
+            raise ConnectionClosed from None
 
 
 def _check_owner(sock: socket.socket, path: Path) -> None:
-    """Raise Closed unless whoever listens there is the person whom we run for."""
+    """Raise ConnectionClosed unless whoever listens there is the person whom we run for."""
     owner = peer_uid(sock)
     if owner < 0:  # this system does not say: the socket's file has an owner, too
         owner = path.lstat().st_uid
@@ -394,13 +329,9 @@ def master_answers(path: Path, seconds: float = 2.0) -> bool:
     """Say whether a living master listens at that socket."""
     if not hasattr(socket, "AF_UNIX"):
         return False
-    try:
-        connection = Mux(path, seconds)
-    except (ConnectionClosed, ResponseTimeout):
-        return False
-    try:
+    with (
+        contextlib.suppress(ConnectionClosed, ResponseTimeout, MuxError),
+        contextlib.closing(Mux(path, seconds)) as connection,
+    ):
         return connection.process_id() > 0
-    except (ConnectionClosed, ResponseTimeout, MuxError):
-        return False
-    finally:
-        connection.close()
+    return False

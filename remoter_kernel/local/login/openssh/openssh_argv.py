@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
-MASTER_PERSISTS = 15  # seconds that a master of ours outlives a front that was killed
+MASTER_PERSISTS = 15  # seconds that a master of ours outlives a process of ours that was killed
 ALIVE_EVERY, ALIVE_MISSED = 15, 2  # seconds; questions without an answer until it is a cut
-# Said only where this ssh has told that it knows them; ForkAfterAuthentication, for one, is new.
+# Passed only where `ssh -G` lists them: an ssh stops at an option that it does not know, and
+# ForkAfterAuthentication, for one, came with OpenSSH 8.7.
 OVERRIDES = {
     "remotecommand": "none",
     "requesttty": "no",
@@ -42,16 +43,16 @@ def ssh_argv(
     options = {
         "BatchMode": "no" if may_ask else "yes",
         "StrictHostKeyChecking": "ask" if may_ask and not destination.rules.is_strict else "yes",
-        "ConnectTimeout": str(max(1, round(destination.connect_timeout))),
-        "ClearAllForwardings": "yes",
+        "ConnectTimeout": str(max(1, round(destination.connect_timeout))),  # ssh takes no fractions
+        "ClearAllForwardings": "yes",  # they are for the person's own terminal
         "LogLevel": log_level,
     }
     if known_hosts:
         options["UserKnownHostsFile"] = " ".join(map(_quote_path, known_hosts))
-        options["GlobalKnownHostsFile"] = "none"
+        options["GlobalKnownHostsFile"] = "none"  # they are among the others already
     if destination.host_key_alias:
         options["HostKeyAlias"] = destination.host_key_alias
-    if not for_ssh.keeps_alive:
+    if not for_ssh.keeps_alive:  # a dead network would be noticed after hours
         options["ServerAliveInterval"] = str(ALIVE_EVERY)
         options["ServerAliveCountMax"] = str(ALIVE_MISSED)
     options |= {key: value for key, value in OVERRIDES.items() if key in for_ssh.keywords}
@@ -75,6 +76,7 @@ def master_argv(options: Sequence[str], control_path: Path, host: str) -> list[s
 def jump_options(control_path: Path) -> list[str]:
     """Make ssh connect through the host whose master serves at `control_path`."""
     socket = shlex.quote(str(control_path)).replace("%", "%%")
+    # No such host exists: without its master this ssh gets nowhere, and reads no file.
     carrier = f"ssh -F /dev/null -o BatchMode=yes -S {socket} -W [%h]:%p -- jump.invalid"
     return ["-o", f"ProxyCommand={carrier}"]
 
@@ -86,4 +88,4 @@ def standalone_argv(options: Sequence[str], *more: str, host: str, command: str 
 
 
 def _quote_path(path: Path) -> str:
-    return '"' + str(path).replace("%", "%%") + '"'
+    return '"' + str(path).replace("%", "%%") + '"'  # "%" would begin a token

@@ -18,23 +18,18 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import BadConfiguration, RemoterError, Unreachable
 from remoter_kernel.local.login.banner import SHOWN_AFTER, Banner
-from remoter_kernel.local.login.credentials import HostCredentials
 from remoter_kernel.local.login.known_hosts import append_known_host, hash_line
-from remoter_kernel.local.login.login_errors import (
-    JUMP_FAILED,
-    JUMP_FORBIDS,
-    connection_ended,
-    connection_timed_out,
-    error_from_stderr,
-)
-from remoter_kernel.local.login.login_process import LoginProcess
-from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
-from remoter_kernel.local.login.openssh.mux_transport import (
+from remoter_kernel.local.login.login import (
+    AUTH_RESULT_WITHIN,
     FORBIDDEN,
-    Mux,
-    MuxTransport,
-    master_answers,
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
 )
+from remoter_kernel.local.login.login_errors import connection_ended, connection_timed_out
+from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
+from remoter_kernel.local.login.openssh.login_process import LoginProcess
+from remoter_kernel.local.login.openssh.mux_transport import Mux, MuxTransport, master_answers
 from remoter_kernel.local.login.openssh.openssh_argv import (
     jump_options,
     master_argv,
@@ -42,20 +37,19 @@ from remoter_kernel.local.login.openssh.openssh_argv import (
     standalone_argv,
 )
 from remoter_kernel.local.login.openssh.process_transport import ProcessTransport
-from remoter_kernel.local.login.paramiko.authenticator import AUTH_RESULT_WITHIN, prompter_label
-from remoter_kernel.local.login.paramiko_channel import (
-    ChannelOpenError,
-    ConnectionClosed,
-    ResponseTimeout,
+from remoter_kernel.local.login.openssh.stderr_errors import (
+    JUMP_FAILED,
+    JUMP_FORBIDS,
+    error_from_stderr,
 )
-from remoter_kernel.local.login.ssh_login import SSHLogin
+from remoter_kernel.local.login.ssh_login import SSHLogin, log_in_hop_by_hop, prompter_label
 from remoter_kernel.local.private_sockets import short_temporary_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from remoter_kernel.local.login.destination import Destination
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
 
 HAS_CONTROL_MASTER = os.name == "posix"  # OpenSSH for Windows has no masters
 PREFIX = "remoter-ssh-"
@@ -79,20 +73,11 @@ def log_in_by_openssh(
     """
     is_direct = not HAS_CONTROL_MASTER or living_master(destination) is not None
     hops = (destination,) if is_direct else (*destination.jumps, destination)
-    passed: list[OpenSSHLogin] = []
-    try:
-        for hop in hops:
-            login = OpenSSHLogin(
-                hop, tuple(passed), why=why, label=prompter_label(hop, destination)
-            )
-            on_try(login)
-            login.start(prompter, on_step, HostCredentials())
-            passed.append(login)
-    except BaseException:
-        if passed:
-            passed[-1].close()
-        raise
-    return passed[-1]
+
+    def new_login(hop: Destination, before: tuple[OpenSSHLogin, ...]) -> OpenSSHLogin:
+        return OpenSSHLogin(hop, before, why=why, label=prompter_label(hop, destination))
+
+    return log_in_hop_by_hop(hops, new_login, prompter, on_step, on_try)
 
 
 def living_master(destination: Destination) -> Path | None:
@@ -113,11 +98,8 @@ class OpenSSHLogin(SSHLogin):
         why: str = "",
         label: str = "",
     ) -> None:
-        super().__init__(destination, jump_logins, label=label)
+        super().__init__(destination, jump_logins, transport="openssh", why=why, label=label)
         self._jump_login = jump_logins[-1] if jump_logins else None
-        self.transport = "openssh"
-        self.why_transport = why
-        self._host = destination.alias or destination.host_name
         self._process: LoginProcess | None = None
         self._askpass: AskpassServer | None = None
         self._banner = Banner(self._label, None)
@@ -125,15 +107,13 @@ class OpenSSHLogin(SSHLogin):
         self._may_ask = False
         self._folder: Path | None = None
         self._control_path: Path | None = None  # where the master listens
-        self._close_stream = self._remove_folder
 
-    def start(
-        self,
-        prompter: Prompter | None,
-        on_step: Callable[[str], None],
-        credentials: HostCredentials,  # noqa: ARG002 - ssh asks for itself, and nobody overhears it
-    ) -> None:
-        """Log in, or join the person's own master; on an error nothing is left open."""
+    def start(self, prompter: Prompter | None, on_step: Callable[[str], None]) -> None:
+        """Log in, or join the person's own master; on an error nothing is left open.
+
+        ssh asks for secrets itself, and nobody overhears the answers: none is kept.
+        """
+        label = self._destination.label
         try:
             place = living_master(self._destination)
             if place is not None:
@@ -142,66 +122,66 @@ class OpenSSHLogin(SSHLogin):
                 self._authenticate_by_ssh(prompter, on_step)
             if self._is_cut:
                 raise ConnectionClosed  # noqa: TRY301 (renamed below)
-        except ConnectionClosed:
+        except BaseException as error:
             self.close()
-            raise connection_ended(self._destination.label, self._step) from None
-        except ResponseTimeout:
-            self.close()
+            step = self._process.step if self._process else "connect"
             said = self._process.server_text if self._process else ""
-            raise connection_timed_out(self._destination.label, self._step, said=said) from None
-        except BaseException:
-            self.close()
+            if isinstance(error, ConnectionClosed):
+                raise connection_ended(label, step) from None
+            if isinstance(error, ResponseTimeout):
+                raise connection_timed_out(label, step, said=said) from None
             raise
-
-    @property
-    def _step(self) -> str:
-        return self._process.step if self._process else "connect"
 
     def _join_master(self, place: Path, on_step: Callable[[str], None]) -> None:
         """Use a master that is there already: nothing is asked, and it is not ours to end."""
         began = time.perf_counter()
         on_step("connect")
-        self._control_path = place
-        shared = MuxTransport(place, is_ours=False)
-        shared.open()
-        self._transport = shared
+        self._open_master(MuxTransport(place, is_ours=False), place)
         self.seconds["connect"] = time.perf_counter() - began
         self.cipher = "as your ControlMaster agreed on it"
         self.host_key = "checked by your ControlMaster"
         on_step("host key")
         on_step("login")
 
+    def _open_master(self, master: MuxTransport, place: Path) -> None:
+        self._control_path = place
+        master.open()
+        self._transport = master  # not before: `close` ends what is here
+
     def _authenticate_by_ssh(
         self, prompter: Prompter | None, on_step: Callable[[str], None]
     ) -> None:
         self._folder = folder = _new_private_folder()
+        # Where nobody can be asked, ssh must not open a window of some other askpass.
         environment = {**self._destination.environment, **NO_ASKPASS}
         if prompter is not None:
             self._askpass = self._new_askpass_server(prompter, folder)
             self._banner = Banner(self._label, self._askpass.show)
             self._askpass.start()
             environment |= self._askpass.environment()
-
-        self._may_ask = prompter is not None
+            self._may_ask = True
+        options = self._options("DEBUG1")
         if not HAS_CONTROL_MASTER:
-            words = standalone_argv(self._options("DEBUG1"), "-N", host=self._host)
-            process = self._run_process(LoginProcess(words, environment, on_step))
+            argv = standalone_argv(options, "-N", host=self._host)
+            process = self._run_process(argv, environment, on_step)
             process.close()
             self._transport = ProcessTransport(
                 self._options, self._host, environment, process.round_trip
             )
             return
-        self._control_path = folder / "m"
-        options = self._options("DEBUG1")
         if self._destination.proxy_command:  # else a master throws away what that complains of
             options.append("-v")
-        words = master_argv(options, self._control_path, self._host)
-        process = self._run_process(LoginProcess(words, environment, on_step))
+        place = folder / "m"
+        argv = master_argv(options, place, self._host)
+        process = self._run_process(argv, environment, on_step)
         if self._askpass is not None:
             self._askpass.close()
-        shared = MuxTransport(self._control_path, is_ours=True, round_trip=process.round_trip)
-        shared.open()
-        self._transport = shared
+        master = MuxTransport(place, is_ours=True, round_trip=process.round_trip)
+        self._open_master(master, place)
+
+    @property
+    def _host(self) -> str:
+        return self._destination.alias or self._destination.host_name
 
     def _new_askpass_server(self, prompter: Prompter, folder: Path) -> AskpassServer:
         destination = self._destination
@@ -212,25 +192,23 @@ class OpenSSHLogin(SSHLogin):
         }
         for name in (destination.host_name, destination.alias, destination.host_key_alias):
             hops[f"{destination.user}@{name}"] = self._label
-        by_itself = bool(destination.jumps or destination.proxy_command)
-        return AskpassServer(
-            self._label,
-            prompter,
-            folder,
-            hops=hops,
-            passes_hops=by_itself and self._jump_login is None,
-        )
+        has_way = bool(destination.jumps or destination.proxy_command)
+        passes_hops = has_way and self._jump_login is None
+        return AskpassServer(self._label, prompter, folder, hops=hops, passes_hops=passes_hops)
 
     def _options(self, log_level: str) -> list[str]:
         files = self._destination.known_hosts_files
         if self._may_ask and self._folder is not None:
-            files = (self._folder / "accepted", *files)
-        before = self._jump_login._control_path if self._jump_login else None  # noqa: SLF001 (one of us)
+            files = (self._folder / "accepted", *files)  # ssh learns new keys in the first one
         words = ssh_argv(self._destination, files, log_level, may_ask=self._may_ask)
+        before = self._jump_login._control_path if self._jump_login else None  # noqa: SLF001 (one of us)
         return [*words, *(jump_options(before) if before else ())]
 
-    def _run_process(self, process: LoginProcess) -> LoginProcess:
-        self._process = process
+    def _run_process(
+        self, argv: list[str], environment: Mapping[str, str], on_step: Callable[[str], None]
+    ) -> LoginProcess:
+        """Have ssh log in, and learn what it tells of the login."""
+        self._process = process = LoginProcess(argv, environment, on_step)
         askpass = self._askpass
         if askpass is not None:
             askpass.on_problem, askpass.process = process.kill, process
@@ -243,6 +221,7 @@ class OpenSSHLogin(SSHLogin):
                 'Install an OpenSSH client, or set transport = "paramiko".',
             ) from error
         seconds = self._destination.connect_timeout + AUTH_RESULT_WITHIN
+        # A master that has logged in goes to the background: the process that we started ends.
         is_in = process.wait(
             seconds, partial(self._is_prompting, process), until_over=HAS_CONTROL_MASTER
         )
@@ -252,10 +231,9 @@ class OpenSSHLogin(SSHLogin):
         if self._is_cut:
             raise ConnectionClosed
         if not is_in:
-            said = process.stderr + (self._diagnose_jump() if process.step == "connect" else "")
             raise error_from_stderr(
                 self._destination,
-                said,
+                process.stderr + (self._diagnose_jump() if process.step == "connect" else ""),
                 process.step,
                 process.host_key,
                 may_ask=self._may_ask,
@@ -285,31 +263,29 @@ class OpenSSHLogin(SSHLogin):
         """Ask the jump host itself, in ssh's words: what goes through it has no stderr."""
         if self._jump_login is None:
             return ""
-        where = (self._destination.host_name, self._destination.port)
+        where = self._destination
         try:
-            streams = self._jump_login.live_transport.open_forward(
-                *where, self._destination.connect_timeout
-            )
+            self._jump_login.live_transport.open_forward(
+                where.host_name, where.port, where.connect_timeout
+            ).close()
         except ChannelOpenError as refused:
-            is_forbidden = refused.code == FORBIDDEN
-            return f"\n{JUMP_FORBIDS if is_forbidden else JUMP_FAILED}"
+            return f"\n{JUMP_FORBIDS if refused.code == FORBIDDEN else JUMP_FAILED}"
         except (ConnectionClosed, ResponseTimeout):
-            return ""
-        streams.discard()
+            pass
         return ""
 
     def _store_host_key(self) -> None:
-        """Write down what was accepted for good: ssh itself wrote it beside."""
+        """Write down what was accepted for good: ssh itself wrote it into a file of ours."""
         accepted = self._folder / "accepted" if self._folder else None
-        files = self._destination.known_hosts_files
-        if accepted and accepted.exists():
-            if files and self._askpass is not None and self._askpass.remembers_host_key:
-                is_hashed = self._destination.rules.hashes_names
-                for line in filter(None, accepted.read_text().split("\n")):
-                    for one in hash_line(line) if is_hashed else [line]:
-                        append_known_host(files[0], one)
-            if HAS_CONTROL_MASTER:
-                accepted.unlink()
+        if not accepted or not accepted.exists():
+            return
+        files, rules = self._destination.known_hosts_files, self._destination.rules
+        if files and self._askpass is not None and self._askpass.remembers_host_key:
+            for line in filter(None, accepted.read_text().split("\n")):
+                for one in hash_line(line) if rules.hashes_names else [line]:
+                    append_known_host(files[0], one)
+        if HAS_CONTROL_MASTER:  # else each command logs in anew, and must find it there
+            accepted.unlink()
 
     def responds_within(self, seconds: float) -> bool:
         """Find out within that time whether the server is still there: a master cannot say."""
@@ -319,16 +295,13 @@ class OpenSSHLogin(SSHLogin):
             return not isinstance(error, Unreachable)
         return True
 
-    def _prefetch_channel(self) -> None:
-        """Do without: a master opens a channel only together with its command."""
-
     def abort(self) -> None:
         """Drop the connection without a goodbye, as a dead network would."""
         super().abort()
         if self._process is not None:
             self._process.kill()
 
-    def _remove_folder(self) -> None:
+    def _release(self) -> None:
         if self._process is not None:
             self._process.close()
         if self._askpass is not None:
@@ -360,14 +333,12 @@ def _remove_stale_folders(where: Path) -> None:
 
 def _is_stale_folder(folder: Path) -> bool:
     """Say whether that is a folder of ours in which no master serves any more."""
-    found = folder.lstat()
+    found = folder.lstat()  # not stat: a link may lead to a folder of this person
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     if not is_ours or time.time() - found.st_mtime <= STALE_AFTER:
         return False
     try:
         Mux(folder / "m", STALE_WITHIN).close()
-    except ConnectionClosed:
-        return True
-    except ResponseTimeout:
-        pass
+    except (ConnectionClosed, ResponseTimeout) as error:
+        return isinstance(error, ConnectionClosed)  # a master that is silent is still one
     return False

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import LoginRefused
 from remoter_kernel.local.login.banner import SHOWN_AFTER, Banner
-from remoter_kernel.local.login.login_errors import CHANGE_SSH_CONFIG
-from remoter_kernel.local.login.paramiko.keys import KeyRing, LockedKey
-from remoter_kernel.local.login.paramiko.transport import ACCEPTS_PIPELINING
-from remoter_kernel.local.login.paramiko.userauth import AuthResult, CannotSign, InfoRequest
-from remoter_kernel.local.login.paramiko_channel import (
+from remoter_kernel.local.login.login import (
+    AUTH_RESULT_WITHIN,
     ConnectionClosed,
     ResponseTimeout,
     ServerViolation,
 )
+from remoter_kernel.local.login.login_errors import CHANGE_SSH_CONFIG
+from remoter_kernel.local.login.paramiko.keys import KeyRing, LockedKey
+from remoter_kernel.local.login.paramiko.transport import ACCEPTS_PIPELINING
+from remoter_kernel.local.login.paramiko.userauth import AuthResult, CannotSign, InfoRequest
 from remoter_kernel.local.login.prompts import (
     LOG_IN_FIRST,
     LOG_IN_WITHOUT_PROMPTS,
@@ -39,11 +41,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remoter_kernel.local.login.credentials import HostCredentials
-    from remoter_kernel.local.login.paramiko.transport import Transport
+    from remoter_kernel.local.login.destination import Destination
+    from remoter_kernel.local.login.paramiko.transport import ParamikoTransport
     from remoter_kernel.local.login.prompts import Prompter
-    from remoter_kernel.local.login.ssh_config import Destination
 
-AUTH_RESULT_WITHIN = 30.0  # seconds for one attempt: the server may ask a slow directory service
 MOST_ATTEMPTS = 30  # of a login, keys aside: no server that means well needs more
 MOST_ROUNDS = 20  # of one attempt: no server that means well has more
 PUBLICKEY = "publickey"
@@ -53,19 +54,28 @@ NOT_A_PASSWORD = re.compile(
 )
 
 
-def prompter_label(hop: Destination, last: Destination) -> str:
-    """Say who asks when a hop does: a jump host cannot speak in the name of what is behind it."""
-    behind = last.alias or last.host_name
-    return hop.label if hop is last else f"{hop.label} (jump host of {behind})"
+@dataclass
+class _Progress:
+    """What has been tried so far."""
+
+    has_tried_keys: bool = False
+    keys: int = 0  # that the server has seen
+    has_locked_key: bool = False  # is there a key that only a person can unlock?
+    rejected: int = 0  # answers of a person, one after the other
+    accepted: list[tuple[Prompt, str]] = field(default_factory=list)  # in attempts that were right
 
 
 class Authenticator:
-    """One login's way in."""
+    """Gets one login in: `run`.
+
+    `on_first_key` is called when the first key has been sent, `on_refusal` after each that the
+    server did not take.
+    """
 
     def __init__(
         self,
         destination: Destination,
-        transport: Transport,
+        transport: ParamikoTransport,
         prompter: Prompter | None,
         credentials: HostCredentials,
         *,
@@ -75,31 +85,25 @@ class Authenticator:
     ) -> None:
         self._destination = destination
         self._label = label or destination.label
-        self._user = destination.user
         self._userauth = transport.userauth
-        self._software = transport.software
+        self._can_pipeline = transport.software.startswith(ACCEPTS_PIPELINING)
         self._prompter = prompter
         show = partial(prompter.ask, "", ()) if prompter is not None else None
         self._banner = Banner(self._label, show)
         self._credentials = credentials
         self._on_first_key = on_first_key
         self._on_refusal = on_refusal
-        self._rules = destination.rules
         self._key_ring = KeyRing(destination)
-        self._has_tried_keys = False
-        self._tried = 0  # keys
-        self._has_locked_key = False  # is there a key that only a person can unlock?
-        self._rejected = 0  # answers of a person, one after the other
-        self._accepted_answers: list[tuple[Prompt, str]] = []  # in attempts that were right
+        self._progress = _Progress()
 
     def run(self) -> None:
-        """Be let in, or raise LoginRefused, Closed or TooLate."""
-        self._userauth.request_service()
-        if not self._software.startswith(ACCEPTS_PIPELINING):
+        """Be let in, or raise LoginRefused, ConnectionClosed or ResponseTimeout."""
+        self._userauth.request_service()  # the answer is not waited for: that saves a round trip
+        if not self._can_pipeline:
             self._userauth.wait_for_service(self._destination.connect_timeout)
         try:
             result = self._first_attempt()
-            for _ in range(MOST_ATTEMPTS):
+            for _ in range(MOST_ATTEMPTS):  # a server could ask for more for ever
                 if result.is_success:
                     break
                 result = self._next_attempt(result)
@@ -118,26 +122,33 @@ class Authenticator:
         self._store_password()
 
     def _first_attempt(self) -> AuthResult:
-        if self._rules.methods[:1] == (PUBLICKEY,):
-            return self._try_keys()
-        self._userauth.send_none(self._user)
+        is_key_first = self._destination.rules.methods[:1] == (PUBLICKEY,)
+        return self._try_keys() if is_key_first else self._query_methods()
+
+    def _query_methods(self) -> AuthResult:
+        """Learn what the server would take: that costs a round trip."""
+        self._userauth.send_none(self._destination.user)
         return self._wait_for_result()
 
     def _next_method(self, result: AuthResult) -> str:
         """Choose what to try next; "" where nothing is left."""
-        left = [each for each in self._rules.methods if each in result.methods_left]
-        if PUBLICKEY in left and self._has_tried_keys:
+        rules, progress = self._destination.rules, self._progress
+        left = [each for each in rules.methods if each in result.methods_left]
+        if progress.has_tried_keys and PUBLICKEY in left:
             left.remove(PUBLICKEY)
+        # As with BatchMode, what only a person could answer is passed over where nobody can be
+        # asked; and where a person has had all tries.
         if PUBLICKEY in left and self._prompter is None:
-            return PUBLICKEY  # as with BatchMode: what only a person could answer is passed over
-        if self._rejected >= self._rules.prompts:
+            return PUBLICKEY
+        if progress.rejected >= rules.prompts:
             return PUBLICKEY if PUBLICKEY in left else ""
         return left[0] if left else ""
 
     def _next_attempt(self, result: AuthResult) -> AuthResult:
         """Go on from a verdict that was not the last."""
-        if result.is_partial and self._accepted_answers:
-            self._has_tried_keys = False
+        if result.is_partial and self._progress.accepted:
+            # Right answers may be asked for first, and a key after them.
+            self._progress.has_tried_keys = False
         method = self._next_method(result)
         if method == PUBLICKEY:
             return self._try_keys()
@@ -152,23 +163,24 @@ class Authenticator:
             else:
                 result, typed = self._keyboard_interactive(password)
         except ConnectionClosed:
-            if self._rejected:
+            # sshd hangs up after MaxAuthTries.
+            if self._progress.rejected:
                 raise self._disconnected() from None
             raise
         if result.is_success or result.is_partial:
-            self._accepted_answers += typed
-            self._rejected = 0
-        elif password:
+            self._progress.accepted += typed
+            self._progress.rejected = 0
+        elif password:  # it was ours, not a person's: that is none of their tries
             self._credentials.store_password("")
         else:
-            self._rejected += 1
+            self._progress.rejected += 1
         return result
 
     # --- keys ---
 
     def _try_keys(self) -> AuthResult:
         """Show one key after the other; return the last verdict."""
-        self._has_tried_keys = True
+        self._progress.has_tried_keys = True
         result: AuthResult | None = None
         for name, key in self._key_ring.candidates():
             if isinstance(key, LockedKey):
@@ -176,24 +188,21 @@ class Authenticator:
                 if key is None:
                     continue
             try:
-                self._userauth.send_key(self._user, key)
+                self._userauth.send_key(self._destination.user, key)
             except CannotSign as error:
+                # An agent may ask its person, who may decline: the next key may do.
                 self._key_ring.notes.append(f"{name} did not sign: {error}.")
                 continue
-            self._tried += 1
-            if self._tried == 1:
+            self._progress.keys += 1
+            if self._progress.keys == 1:
                 self._on_first_key()
             result = self._wait_for_result()
             if result.is_success:
                 return result
             self._on_refusal()
             if result.is_partial or PUBLICKEY not in result.methods_left:
-                return result
-        if result is None:
-            # Only now is it worth a round trip to learn what the server would take.
-            self._userauth.send_none(self._user)
-            result = self._wait_for_result()
-        return result
+                return result  # another method is due; more keys would count as failures
+        return result or self._query_methods()  # only where no key could be shown
 
     def _decrypt_key(
         self, key: LockedKey, result: AuthResult | None
@@ -201,29 +210,28 @@ class Authenticator:
         """Ask for the passphrase of a key, if the server would take that key."""
         known = self._credentials.passphrase(str(key.file))
         if not known and self._prompter is None:
-            self._has_locked_key = True
+            self._progress.has_locked_key = True
             self._key_ring.notes.append(f"{key.file} has a passphrase and no agent holds it.")
             return result, None
         if key.public:
-            self._userauth.query_key(self._user, key.algorithm, key.public)
+            self._userauth.query_key(self._destination.user, key.algorithm, key.public)
             response = self._wait_for_response()
-            if isinstance(response, AuthResult):
-                self._tried += 1
+            if isinstance(response, AuthResult):  # it would not: nobody is asked
+                self._progress.keys += 1
                 return response, None
-        for attempt in range(self._rules.prompts):
+        for attempt in range(self._destination.rules.prompts):
             again = "That was not it." if attempt else ""
-            was_known = bool(known)
             phrase = known or self._prompt_for_passphrase(key.file, again)
-            known = ""
-            if not phrase:
+            if not phrase:  # an empty answer: the person passes this key over
                 break
             if unlocked := key.unlock(phrase):
                 self._credentials.store_passphrase(str(key.file), phrase)
                 return result, unlocked
-            if was_known:
+            if known:
                 self._credentials.store_passphrase(str(key.file), "")
                 if self._prompter is None:
                     break
+                known = ""
         self._key_ring.notes.append(f"{key.file} was not unlocked: the passphrase was wrong.")
         return result, None
 
@@ -246,7 +254,7 @@ class Authenticator:
         try:
             response = self._wait_for_response()
         except ConnectionClosed:
-            if self._tried > 1:
+            if self._progress.keys > 1:
                 raise self._disconnected() from None
             raise
         return response if isinstance(response, AuthResult) else AuthResult(is_success=False)
@@ -254,13 +262,14 @@ class Authenticator:
     # --- what a person knows ---
 
     def _try_password(self, password: str) -> tuple[AuthResult, list[tuple[Prompt, str]]]:
-        prompt = Prompt(f"Password of {self._user}:")
+        prompt = Prompt(f"Password of {self._destination.user}:")
         given = password or self._prompt((prompt,), self._retry_note())[0]
-        self._userauth.send_password(self._user, given)
+        self._userauth.send_password(self._destination.user, given)
         response = self._wait_for_response()
         if isinstance(response, InfoRequest):
+            destination = self._destination
             raise LoginRefused(
-                f"the password of {self._user} on {self._destination.label} has expired.",
+                f"the password of {destination.user} on {destination.label} has expired.",
                 "Log in once with `ssh` at a terminal and change it.",
             )
         return response, [(Prompt("password"), given)]
@@ -269,7 +278,7 @@ class Authenticator:
         """Answer the server's questions, round by round."""
         typed: list[tuple[Prompt, str]] = []
         told: list[str] = []  # instructions of rounds without a question
-        self._userauth.send_keyboard_interactive(self._user)
+        self._userauth.send_keyboard_interactive(self._destination.user)
         for _ in range(MOST_ROUNDS):
             response = self._wait_for_response()
             if isinstance(response, AuthResult):
@@ -294,65 +303,67 @@ class Authenticator:
         )
 
     def _prompt(self, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
-        assert self._prompter is not None  # noqa: S101 - looked at before each way that leads here
+        assert self._prompter is not None  # noqa: S101 (each way to here has looked at it)
         instruction = f"{self._banner.take_unseen(self._userauth.banner)}\n{instruction}".strip()
         return self._prompter.ask(self._label, prompts, instruction)
 
     def _prompt_for_passphrase(self, file: Path, again: str) -> str:
-        assert self._prompter is not None  # noqa: S101 - looked at before
+        assert self._prompter is not None  # noqa: S101 (as above)
         home = Path.home()
         where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
         prompt = Prompt(f"{OWN_TAG}passphrase of {where} (it is not sent):")
         return self._prompter.ask("", (prompt,), again)[0]
 
     def _retry_note(self) -> str:
-        return "That was not accepted." if self._rejected else ""
+        return "That was not accepted." if self._progress.rejected else ""
 
     def _store_password(self) -> None:
         """Keep a password that was the only thing that a person had to know."""
-        if len(self._accepted_answers) == 1 and is_password(self._accepted_answers[0][0]):
-            self._credentials.store_password(self._accepted_answers[0][1])
+        if len(self._progress.accepted) == 1 and is_password(self._progress.accepted[0][0]):
+            self._credentials.store_password(self._progress.accepted[0][1])
 
     # --- refusals ---
 
     def _no_prompter(self, method: str, result: AuthResult | None) -> LoginRefused:
-        partly = bool(result and result.is_partial)
+        destination, partly = self._destination, bool(result and result.is_partial)
         took = " took a key and" if partly else ""
         ways = LOG_IN_FIRST if partly else LOG_IN_WITHOUT_PROMPTS
         return NeedsPerson(
-            f"{self._destination.label}{took} asks for {METHOD_WORDS[method]} of {self._user}, "
+            f"{destination.label}{took} asks for {METHOD_WORDS[method]} of {destination.user}, "
             "and nobody can be asked here.",
             " ".join([*self._key_ring.notes, ways]),
         )
 
     def _refused(self, result: AuthResult) -> LoginRefused:
         """Say why nobody was let in, and what would help."""
-        label, shown = self._destination.label, self._tried
-        keys = {0: "no key", 1: "the key"}.get(shown, f"any of {shown} keys")
-        if self._rejected:
+        destination, rules = self._destination, self._destination.rules
+        label, user = destination.label, destination.user
+        progress, notes = self._progress, self._key_ring.notes
+        if progress.rejected:
             return LoginRefused(
-                f"{label} did not accept what was typed for {self._user}, {self._rejected} times.",
+                f"{label} did not accept what was typed for {user}, {progress.rejected} times.",
                 "Run the cell or the command again to try again.",
             )
-        if self._has_locked_key:
+        if progress.has_locked_key:
             return NeedsPerson(
                 f"the key for {label} has a passphrase, and nobody can be asked here.",
-                " ".join([*self._key_ring.notes, LOG_IN_WITHOUT_PROMPTS]),
+                " ".join([*notes, LOG_IN_WITHOUT_PROMPTS]),
             )
         wants = ", ".join(result.methods_left) or "something else"
-        forbids = self._rules.forbidden_by(result.methods_left)
-        if forbids and not set(result.methods_left) & set(self._rules.methods):
+        forbids = rules.forbidden_by(result.methods_left)
+        if forbids and not set(result.methods_left) & set(rules.methods):
             return LoginRefused(
-                f"{label} asks {self._user} for: {wants}; your ssh config says {forbids}.",
-                " ".join([*self._key_ring.notes, CHANGE_SSH_CONFIG]),
+                f"{label} asks {user} for: {wants}; your ssh config says {forbids}.",
+                " ".join([*notes, CHANGE_SSH_CONFIG]),
             )
         if result.is_partial:
-            what = f"{label} took a key of {self._user} and wants more: {wants}."
-        elif not shown:
-            what = f"there is no key to show to {label} as {self._user}."
+            what = f"{label} took a key of {user} and wants more: {wants}."
+        elif not progress.keys:
+            what = f"there is no key to show to {label} as {user}."
         else:
-            what = f"{label} did not accept {keys} for {self._user}."
-        advice = " ".join(self._key_ring.notes)
+            keys = "the key" if progress.keys == 1 else f"any of {progress.keys} keys"
+            what = f"{label} did not accept {keys} for {user}."
+        advice = " ".join(notes)
         if forbids:
             advice += f" Your ssh config says {forbids} for it."
         if PUBLICKEY in result.methods_left or not result.methods_left:
@@ -362,14 +373,14 @@ class Authenticator:
         return LoginRefused(what, advice.strip())
 
     def _disconnected(self) -> LoginRefused:
-        if self._rejected:
+        label, progress = self._destination.label, self._progress
+        if progress.rejected:
             return LoginRefused(
-                f"{self._destination.label} hung up after {self._rejected + 1} answers that it "
-                "did not accept.",
+                f"{label} hung up after {progress.rejected + 1} answers that it did not accept.",
                 "Wait a little before the next try: an account may be locked after too many.",
             )
         return LoginRefused(
-            f"{self._destination.label} hung up after {self._tried} keys that it did not accept.",
+            f"{label} hung up after {progress.keys} keys that it did not accept.",
             "Name the right one with IdentityFile, and say IdentitiesOnly yes, in your ssh config.",
         )
 

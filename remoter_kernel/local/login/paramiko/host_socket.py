@@ -14,8 +14,15 @@ import time
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple
 
-from remoter_kernel.errors import ForwardingRefused, Unreachable
-from remoter_kernel.local.login.paramiko_channel import ChannelOpenError, ResponseTimeout
+from remoter_kernel.errors import Unreachable
+from remoter_kernel.local.login.login import ChannelOpenError, ResponseTimeout
+from remoter_kernel.local.login.login_errors import (
+    connection_refused,
+    jump_host_refused,
+    name_unresolved,
+    no_answer,
+    no_route,
+)
 from remoter_kernel.local.login.tunnel import Tunnel
 from remoter_kernel.local.private_sockets import UNIX_SCHEME, connect_to_listener
 from remoter_kernel.protocol.threads import Thread
@@ -24,12 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from remoter_kernel.local.login.paramiko.transport import Transport
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
+    from remoter_kernel.local.login.login import ChannelFactory
 
 # Linux gives up a connection whose bytes nobody acknowledges for this long.
 UNACKNOWLEDGED_FOR = 30_000  # milliseconds
-FORBIDDEN = 1  # RFC 4254, 5.1
 MOST_PROXY_STDERR = 16 * 1024  # bytes of what a ProxyCommand complains of: the last ones
 ENDS_WITHIN = 1.0  # seconds for a ProxyCommand whose connection is gone
 
@@ -37,36 +43,34 @@ ENDS_WITHIN = 1.0  # seconds for a ProxyCommand whose connection is gone
 class ProxyCommandExit(NamedTuple):
     """How a ProxyCommand has ended, or goes on."""
 
-    status: int | None
-    """None: it goes on."""
+    status: int | None  # None: it goes on
     stderr: str
-    """What it has complained of."""
 
 
 class HostSocket(NamedTuple):
-    """A way to a host."""
+    """A way to a host; `close` it when it is not needed any more."""
 
     sock: socket.socket
     close: Callable[[], None]
-    """To be called when it is not needed any more."""
+    # How its ProxyCommand has ended, if it has one
     proxy_exit: Callable[[], ProxyCommandExit | None] = lambda: None
-    """How its ProxyCommand has ended, if it has one."""
 
 
-def connect_to_host(destination: Destination, jump_transport: Transport | None) -> HostSocket:
+def connect_to_host(destination: Destination, jump_transport: ChannelFactory | None) -> HostSocket:
     """Connect, through the jump host `jump_transport` if there is one."""
     if jump_transport is not None:
         return _via_jump_host(destination, jump_transport)
-    if destination.socket_path is not None:
-        return _via_unix_socket(destination.socket_path, destination)
-    if destination.proxy_command:
+    if destination.proxy_command and destination.socket_path is None:
         return _via_proxy_command(destination)
-    sock = _via_tcp(destination)
+    sock = (
+        _via_tcp(destination)
+        if destination.socket_path is None
+        else _via_unix_socket(destination.socket_path, destination)
+    )
     return HostSocket(sock, sock.close)
 
 
 def _via_tcp(destination: Destination) -> socket.socket:
-    host, port, label = destination.host_name, destination.port, destination.label
     deadline = time.monotonic() + destination.connect_timeout
     found = _resolve_name(destination)
     problem: OSError = TimeoutError()
@@ -80,35 +84,25 @@ def _via_tcp(destination: Destination) -> socket.socket:
             problem = error
             sock.close()
             continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # ours are small messages
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_FOR)
         return sock
     if isinstance(problem, ConnectionRefusedError):
-        raise Unreachable(
-            f"{label} refuses connections at port {port}.",
-            "Is sshd running there, and is the port right?",
-        ) from problem
+        raise connection_refused(destination) from problem
     if isinstance(problem, TimeoutError):
-        raise Unreachable(
-            f"{label} did not answer within {destination.connect_timeout:g} s.",
-            "Is the machine up, and does it take a VPN to reach it?",
-        ) from problem
-    raise Unreachable(
-        f"{host} cannot be reached: {problem.strerror or problem}.",
-        "Look at the network or VPN, then try again.",
-    ) from problem
+        raise no_answer(destination) from problem
+    raise no_route(destination, problem.strerror or problem) from problem
 
 
-def _via_unix_socket(path: Path, destination: Destination) -> HostSocket:
+def _via_unix_socket(path: Path, destination: Destination) -> socket.socket:
     try:
-        sock = connect_to_listener(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
+        return connect_to_listener(f"{UNIX_SCHEME}{path}", destination.connect_timeout)
     except OSError as error:
         raise Unreachable(
             f"{destination.label} does not answer: {error.strerror or error}.", "Try again."
         ) from error
-    return HostSocket(sock, sock.close)
 
 
 def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -124,7 +118,7 @@ def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tu
 
     resolver = Thread(ask, name="ssh-look-up", on_error=answer.append)
     resolver.start()
-    resolver.join(destination.connect_timeout)
+    resolver.join(destination.connect_timeout)  # then it is left alone: nothing can stop it
     if not answer:
         raise Unreachable(
             f"the name {destination.host_name} was not resolved within "
@@ -132,38 +126,25 @@ def _resolve_name(destination: Destination) -> list[tuple[int, int, int, str, tu
             "Look at the network or VPN: its name server does not answer.",
         )
     if isinstance(answer[0], Exception):
-        raise Unreachable(
-            f"the name {destination.host_name} does not resolve.",
-            "Look for a typing error, or connect the VPN that knows it.",
-        ) from answer[0]
+        raise name_unresolved(destination.host_name) from answer[0]
     return answer[0]  # type: ignore[return-value]  # what getaddrinfo gives
 
 
-def _via_jump_host(destination: Destination, jump_transport: Transport) -> HostSocket:
+def _via_jump_host(destination: Destination, jump_transport: ChannelFactory) -> HostSocket:
     near, far = socket.socketpair()
     tunnel = Tunnel(jump_transport, destination.host_name, destination.port, local=far)
     try:
         tunnel.open(destination.connect_timeout)
-    except ChannelOpenError as error:
+    except BaseException as error:
         near.close()
-        if error.code == FORBIDDEN:
-            raise ForwardingRefused(
-                f"the jump host before {destination.label} forbids TCP forwarding.",
-                "Its administrator would have to allow it (AllowTcpForwarding, PermitOpen).",
+        if isinstance(error, ChannelOpenError):
+            raise jump_host_refused(destination, error.code) from None
+        if isinstance(error, ResponseTimeout):
+            raise Unreachable(
+                f"{destination.label} did not answer its jump host within "
+                f"{destination.connect_timeout:g} s.",
+                "Is the machine up?",
             ) from None
-        raise Unreachable(
-            f"{destination.label} cannot be reached from its jump host.",
-            "Look for its name and port as the jump host knows them.",
-        ) from None
-    except ResponseTimeout:
-        near.close()
-        raise Unreachable(
-            f"{destination.label} did not answer its jump host within "
-            f"{destination.connect_timeout:g} s.",
-            "Is the machine up?",
-        ) from None
-    except BaseException:
-        near.close()
         raise
 
     def leave() -> None:
@@ -181,7 +162,7 @@ def _via_proxy_command(destination: Destination) -> HostSocket:
         )
     near, far = socket.socketpair()
     try:
-        with far:
+        with far:  # the command has its own copy: its end must be the stream's end
             command = _ProxyCommand(destination, far.fileno())
     except OSError as error:
         near.close()
@@ -203,7 +184,8 @@ class _ProxyCommand:
 
     def __init__(self, destination: Destination, descriptor: int) -> None:
         self._stderr = b""
-        self._stop_read_fd, self._stop_write_fd = os.pipe()
+        # What wakes the reader: a process that the command has started may hold stderr open.
+        self._stop_reading, self._stopped = socket.socketpair()
         try:
             self._process = subprocess.Popen(
                 # As OpenSSH does: a line for the shell, from the person's own configuration.
@@ -212,11 +194,11 @@ class _ProxyCommand:
                 stdin=descriptor,
                 stdout=descriptor,
                 stderr=subprocess.PIPE,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C at the terminal is not for it
             )
         except BaseException:
-            os.close(self._stop_read_fd)
-            os.close(self._stop_write_fd)
+            self._stop_reading.close()
+            self._stopped.close()
             raise
         self._reader = Thread(self._read_stderr, name="ssh-proxy")
         self._reader.start()
@@ -226,7 +208,7 @@ class _ProxyCommand:
         stderr = self._process.stderr
         assert stderr is not None  # noqa: S101 (piped)
         with contextlib.suppress(OSError), stderr:
-            while self._stop_read_fd not in wait([stderr.fileno(), self._stop_read_fd]):
+            while self._stopped not in wait([stderr.fileno(), self._stopped]):
                 data = os.read(stderr.fileno(), MOST_PROXY_STDERR)
                 if not data:
                     break
@@ -249,10 +231,6 @@ class _ProxyCommand:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._reader.is_alive():
-            os.write(self._stop_write_fd, b"!")
-            self._reader.join()
-        for descriptor in (self._stop_read_fd, self._stop_write_fd):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._stop_read_fd = self._stop_write_fd = -1
+        self._stop_reading.close()
+        self._reader.join()
+        self._stopped.close()

@@ -9,22 +9,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paramiko
-from paramiko.agent import AgentSSH
 
 from remoter_kernel.local.login.known_hosts import rsa_bits
+from remoter_kernel.local.login.paramiko import paramiko_internals as internals
 from remoter_kernel.local.login.ssh_keywords import filter_algorithms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
 
 DEFAULT_KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
+SECURITY_KEY_NAMES = ("id_ed25519_sk", "id_ecdsa_sk")
 # How keys of a kind sign, where it is not by the name of the kind; as certificates, too.
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
@@ -61,9 +63,9 @@ class KeyRing:
     """The keys for one destination; iterate over `candidates()`, then read `notes`."""
 
     destination: Destination
+    # Sentences about keys that could not be shown to the server
     notes: list[str] = field(default_factory=list)
-    """Sentences about keys that could not be shown to the server."""
-    _agent: _Agent | None = None
+    _agent: internals.Agent | None = None
     _locked: list[LockedKey] = field(default_factory=list)
 
     def candidates(self) -> Iterator[tuple[str, Any]]:
@@ -71,20 +73,20 @@ class KeyRing:
         return (one for one in self._all_candidates() if self._is_allowed(*one))
 
     def _all_candidates(self) -> Iterator[tuple[str, Any]]:
-        self._locked.clear()
-        self._agent = _Agent.connect(self.destination, self.notes)
-        agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}
+        self._locked.clear()  # keys may be tried again, after another method
+        self._agent = _open_agent(self.destination, self.notes)
+        agent_keys = {key.asbytes(): key for key in self._agent.get_keys()}  # in its order
         shown: set[bytes] = set()
         named = self.destination.identity_files
         for file in named:
             yield from self._keys_in_file(file, agent_keys, shown, must_exist=True)
         if not self.destination.identities_only:
             for blob, key in agent_keys.items():
+                # paramiko cannot use the keys of a FIDO token.
                 if blob not in shown and not key.get_name().startswith(SECURITY_KEY_PREFIX):
                     shown.add(blob)
                     yield f"{key.comment or key.get_name()} (agent)", key
-        for name in () if named else DEFAULT_KEY_NAMES:
-            file = Path.home() / ".ssh" / name
+        for file in () if named else _default_key_files(DEFAULT_KEY_NAMES):
             yield from self._keys_in_file(file, agent_keys, shown, must_exist=False)
         # Nobody is asked for a passphrase while a key that needs none might do.
         yield from ((str(key.file), key) for key in self._locked)
@@ -98,6 +100,7 @@ class KeyRing:
             return False
         wanted = dict(rules.algorithms).get("pubkeyacceptedalgorithms")
         algorithms = _signature_algorithms(key)
+        # Where the kind cannot be read, the server may still say that the key would do.
         if wanted is None or not algorithms or filter_algorithms(algorithms, wanted):
             return True
         self.notes.append(f"{name} is not shown: PubkeyAcceptedAlgorithms leaves it out.")
@@ -130,7 +133,7 @@ class KeyRing:
         # by a KeyError that they do not know the file's AES-GCM: both mean the same to us.
         except (TypeError, KeyError, paramiko.PasswordRequiredException):
             if not public or public not in shown:
-                shown.update({public} if public else ())
+                shown.update({public} if public else ())  # without it, nobody knows which key it is
                 self._locked.append(LockedKey(file, public))
             return
         except Exception:  # noqa: BLE001 (a parser of foreign files: anything may come)
@@ -150,17 +153,12 @@ class KeyRing:
 
 def _signature_algorithms(key: Any) -> tuple[str, ...]:
     """Name the ways in which a key may sign; none where its kind cannot be read yet."""
-    if isinstance(key, LockedKey):
-        kind = key.public and key.kind
-        is_certified = False
-    else:
-        kind = key.get_name()
-        is_certified = getattr(key, "public_blob", None) is not None
+    kind = (key.public and key.kind) if isinstance(key, LockedKey) else key.get_name()
     if not kind:
         return ()
-    is_certified = is_certified or kind.endswith(CERTIFICATE_SUFFIX)
     plain = kind.removesuffix(CERTIFICATE_SUFFIX)
     ways = RSA_SIGNATURES if plain == "ssh-rsa" else (plain,)
+    is_certified = plain != kind or getattr(key, "public_blob", None) is not None
     return tuple(way + CERTIFICATE_SUFFIX for way in ways) if is_certified else ways
 
 
@@ -169,41 +167,40 @@ def has_only_security_keys(destination: Destination) -> bool:
     if "publickey" not in destination.rules.methods:
         return False
     named = destination.identity_files
-    kinds = [_key_type_of(file) for file in named or _default_key_files() if file.exists()]
+    files = named or _default_key_files((*DEFAULT_KEY_NAMES, *SECURITY_KEY_NAMES))
+    kinds = ["".join(_read_public_half(file)[:1]) for file in files if file.exists()]
     if not all(kind.startswith(SECURITY_KEY_PREFIX) for kind in kinds):
         return False
-    if destination.identities_only:
+    if destination.identities_only:  # the agent's other keys are not shown
         return bool(kinds)
-    with contextlib.closing(_Agent.connect(destination, [])) as agent:
+    with contextlib.closing(_open_agent(destination, [])) as agent:
         agent_keys = [key.get_name() for key in agent.get_keys()]
     return all(kind.startswith(SECURITY_KEY_PREFIX) for kind in agent_keys) and bool(
         kinds or agent_keys
     )
 
 
-def _default_key_files() -> list[Path]:
-    names = (*DEFAULT_KEY_NAMES, "id_ed25519_sk", "id_ecdsa_sk")
+def key_files(destination: Destination) -> list[Path]:
+    """List the files in which keys for a destination are looked for."""
+    return list(destination.identity_files) or _default_key_files(DEFAULT_KEY_NAMES)
+
+
+def _default_key_files(names: Iterable[str]) -> list[Path]:
     return [Path.home() / ".ssh" / name for name in names]
 
 
-def _key_type_of(file: Path) -> str:
-    """Read which kind of key a private key's public half is; "" where that is not told."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()[0]
-    return ""
-
-
-def key_files(destination: Destination) -> list[Path]:
-    """List the files in which keys for a destination are looked for."""
-    folder = Path.home() / ".ssh"
-    return list(destination.identity_files) or [folder / name for name in DEFAULT_KEY_NAMES]
+def _read_public_half(file: Path) -> list[str]:
+    """Return the words of the public key beside a private one; none where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()
+    return []
 
 
 def _read_public_key(file: Path) -> bytes:
     """Read the public key beside a private one; b"" if there is none."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        words = Path(f"{file}.pub" if file.suffix != ".pub" else file).read_text().split()
-        return bytes(paramiko.pkey.PublicBlob.from_string(" ".join(words[:2])).key_blob)
+    with contextlib.suppress(ValueError, IndexError):
+        line = " ".join(_read_public_half(file)[:2])
+        return bytes(paramiko.pkey.PublicBlob.from_string(line).key_blob)
     # OpenSSH's own format begins with the public half, whatever the passphrase.
     with contextlib.suppress(OSError, ValueError):
         text = "".join(file.read_text().splitlines()[1:-1])
@@ -215,39 +212,30 @@ def _read_public_key(file: Path) -> bytes:
     return b""
 
 
-class _Agent(AgentSSH):  # type: ignore[misc]  # paramiko has no types
-    """The agent this destination asks for; one that is not there holds no keys."""
-
-    @classmethod
-    def connect(cls, destination: Destination, notes: list[str]) -> _Agent:
-        """Connect to the agent, if there is one."""
-        agent = cls()
-        if destination.identity_agent.lower() == "none":
-            return agent
-        try:
-            connection = _connect_to_agent(destination.identity_agent, destination.environment)
-            if connection is not None:
-                agent._connect(connection)
-        except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
-            notes.append(f"The agent did not answer: {error}.")
+def _open_agent(destination: Destination, notes: list[str]) -> internals.Agent:
+    """Connect to the agent that this destination asks for; one that is not there has no keys."""
+    agent = internals.Agent()
+    if destination.identity_agent.lower() == "none":
         return agent
-
-    def close(self) -> None:
-        self._close()
+    try:
+        connection = _connect_to_agent(destination.identity_agent, destination.environment)
+        if connection is not None:
+            agent.attach(connection)
+    except (OSError, EOFError, ValueError, paramiko.SSHException) as error:
+        notes.append(f"The agent did not answer: {error}.")
+    return agent
 
 
 def _connect_to_agent(named: str, environment: Mapping[str, str]) -> Any:
     """Open the socket of the agent; None where there is no agent."""
     if named and not named.startswith("$"):
         place = named
-    elif os.name != "posix":
+    elif os.name != "posix":  # Pageant, or the agent of Windows' own OpenSSH
         return paramiko.agent.get_agent_connection()
     else:
         place = environment.get(named[1:] if named else "SSH_AUTH_SOCK", "")
     if not place:
         return None
-    import socket  # noqa: PLC0415
-
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(10.0)  # seconds; a person may have to confirm a signature
     try:

@@ -21,89 +21,66 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import paramiko
-from paramiko.common import (
-    DEBUG,
-    MSG_CHANNEL_CLOSE,
-    MSG_CHANNEL_DATA,
-    MSG_CHANNEL_EOF,
-    MSG_CHANNEL_EXTENDED_DATA,
-    MSG_CHANNEL_FAILURE,
-    MSG_CHANNEL_OPEN_FAILURE,
-    MSG_CHANNEL_OPEN_SUCCESS,
-    MSG_CHANNEL_REQUEST,
-    MSG_CHANNEL_SUCCESS,
-    MSG_CHANNEL_WINDOW_ADJUST,
-    MSG_EXT_INFO,
-    MSG_REQUEST_FAILURE,
-    MSG_REQUEST_SUCCESS,
-    cMSG_CHANNEL_CLOSE,
-    cMSG_GLOBAL_REQUEST,
-)
-from paramiko.packet import Packetizer
+from paramiko import common as ssh
 
-from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
-from remoter_kernel.local.login.paramiko.keys import CERTIFICATE_SUFFIX
-from remoter_kernel.local.login.paramiko.userauth import UserauthHandler
-from remoter_kernel.local.login.paramiko_channel import (
+from remoter_kernel.local.login.login import (
     PACKET,
     WINDOW,
     ConnectionClosed,
     HostKeyChanged,
-    ParamikoChannel,
     ResponseTimeout,
     ServerViolation,
 )
+from remoter_kernel.local.login.login_errors import NoCommonAlgorithm
+from remoter_kernel.local.login.paramiko import paramiko_internals as internals
+from remoter_kernel.local.login.paramiko.keys import CERTIFICATE_SUFFIX, RSA_SIGNATURES
+from remoter_kernel.local.login.paramiko.paramiko_channel import (
+    MESSAGE_HANDLERS,
+    ParamikoChannel,
+    ssh_message,
+)
+from remoter_kernel.local.login.paramiko.userauth import UserauthHandler
 from remoter_kernel.local.login.prompts import LONGEST_TEXT
 from remoter_kernel.local.login.ssh_keywords import KEYWORDS, filter_algorithms
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from remoter_kernel.local.login.paramiko_channel import ChannelReceiver
-    from remoter_kernel.local.login.ssh_config import Destination
+    from remoter_kernel.local.login.destination import Destination
+    from remoter_kernel.local.login.login import ChannelReceiver
 
-CHECK_EVERY = 5.0  # seconds between two looks at whether the transport was closed
 DISCONNECT_WITHIN = 0.5  # seconds
 LARGEST_PACKET = 256 * 1024  # bytes, as in OpenSSH; RFC 4253, 6.1 asks for 35,000
 PACKET_OVERHEAD = 128  # bytes at the most: a packet's authentication code, and its length
 MOST_BEFORE_VERSION = 64 * 1024  # bytes until a server has said that it speaks SSH
 MOST_EXTENSIONS = 64  # of a server (RFC 8308): there are about ten
 MOST_UNSENT = 4096  # messages; ours are small, and most are answers to the server
-RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 # Servers known to take a request that was sent ahead of an answer, as RFC 4252 allows.
 ACCEPTS_PIPELINING = ("OpenSSH_", "dropbear_", "paramiko_", "AsyncSSH_")
 # Those among them that shrug off a channel request when the attempt before it has failed;
 # dropbear and AsyncSSH would hang up.
 ACCEPTS_EARLY_CHANNELS = ("OpenSSH_", "paramiko_")
+RSA_SIGNATURE_NAMES = "pubkeyacceptedalgorithms"
+SEND_ERRORS = (OSError, EOFError, paramiko.SSHException)  # of a connection that is gone
 
 # paramiko's log goes nowhere unless a person asks for it: stderr belongs to Jupyter.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
-
-RSA_SIGNATURE_NAMES = "pubkeyacceptedalgorithms"
-PARAMIKO_ATTRIBUTES = {  # by paramiko
-    "ciphers": "_preferred_ciphers",
-    "hostkeyalgorithms": "_preferred_keys",
-    "kexalgorithms": "_preferred_kex",
-    "macs": "_preferred_macs",
-    RSA_SIGNATURE_NAMES: "_preferred_pubkeys",
-}
 
 
 class NegotiationFailed(Exception):
     """Server and client have no algorithm in common."""
 
 
-class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
+class BoundedPacketizer(internals.HookedPacketizer):
     """paramiko's reader of packets, which would take in whatever a server names."""
 
     _bytes_before_version = 0  # bytes
-    before_greeting = ""
-    """What the server says instead of saying that it speaks SSH."""
+    before_greeting = ""  # what the server says instead of saying that it speaks SSH
 
     def readline(self, timeout: float) -> str:
         """Read a line before the first packet."""
@@ -113,51 +90,26 @@ class BoundedPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no ty
         self.before_greeting = said[-LONGEST_TEXT:]
         return line
 
+    def on_text(self, size: int) -> None:
+        """Count what comes before the first packet: paramiko reads on until a line ends."""
+        self._bytes_before_version += size
+        if self._bytes_before_version > MOST_BEFORE_VERSION:
+            raise ServerViolation("says much and does not say that it speaks SSH")
+
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 (paramiko's)
         """Read that many bytes: the head of a packet, or all the rest that its head has named."""
         if not 0 <= n <= LARGEST_PACKET + PACKET_OVERHEAD:
             raise ServerViolation("names a packet of a size that no packet has")
         return bytes(super().read_all(n, check_rekey))
 
-    def _read_timeout(self, timeout: float) -> bytes:
-        """Read a little more of what comes before the first packet."""
-        data = bytes(super()._read_timeout(timeout))
-        self._bytes_before_version += len(data)
-        if self._bytes_before_version > MOST_BEFORE_VERSION:
-            raise ServerViolation("says much and does not say that it speaks SSH")
-        return data
 
-
-class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
+# 18 attributes: five are paramiko's own. Its Transport is a thread, a state machine and a socket
+# in one, and can only be taught from inside.
+class ParamikoTransport(internals.HookedTransport):
     """One SSH connection. `handshake`, log in, open channels, `close_and_join`."""
 
     _failure: BaseException | None = None
     _disconnect_reason = ""  # what the server said when it hung up
-    _active_check_timeout = CHECK_EVERY
-    _preferred_ciphers = (
-        "aes128-gcm@openssh.com",
-        "aes256-gcm@openssh.com",
-        "aes128-ctr",
-        "aes192-ctr",
-        "aes256-ctr",
-    )
-    _preferred_macs = (
-        "hmac-sha2-256-etm@openssh.com",
-        "hmac-sha2-512-etm@openssh.com",
-        "hmac-sha2-256",
-        "hmac-sha2-512",
-        "hmac-sha1",
-    )
-    _channel_handler_table: ClassVar[dict[int, Callable[[ParamikoChannel, Any], None]]] = {
-        MSG_CHANNEL_SUCCESS: ParamikoChannel.on_success,
-        MSG_CHANNEL_FAILURE: ParamikoChannel.on_failure,
-        MSG_CHANNEL_DATA: ParamikoChannel.on_data,
-        MSG_CHANNEL_EXTENDED_DATA: ParamikoChannel.on_extended_data,
-        MSG_CHANNEL_WINDOW_ADJUST: ParamikoChannel.on_window_adjust,
-        MSG_CHANNEL_REQUEST: ParamikoChannel.on_request,
-        MSG_CHANNEL_EOF: ParamikoChannel.on_eof,
-        MSG_CHANNEL_CLOSE: ParamikoChannel.on_close,
-    }
 
     def __init__(self, sock: Any, known_kinds: Iterable[str] = ()) -> None:
         super().__init__(
@@ -167,39 +119,58 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             packetizer_class=BoundedPacketizer,
         )
         self.name = "ssh-transport"
-        self.first_host_key: Any = None
-        """The one that is looked at: no later one may be another."""
+        self.first_host_key: Any = None  # the one that is looked at: no later one may be another
         self.round_trip = math.inf  # seconds: the quickest answer so far
         self.auth_handler = self.userauth = UserauthHandler(self)
         self._known_kinds = set(known_kinds)
         self._kex_began = 0.0
         self._send_queue: queue.SimpleQueue[paramiko.Message | None] = queue.SimpleQueue()
         self._sender: threading.Thread | None = None
-        self._open_channels: dict[
-            int, ParamikoChannel
-        ] = {}  # paramiko's own list holds channels weakly
-        self._handler_table[MSG_CHANNEL_OPEN_SUCCESS] = self._on_open_confirmation
-        self._handler_table[MSG_CHANNEL_OPEN_FAILURE] = self._on_open_failure
-        self._handler_table[MSG_EXT_INFO] = self._on_extensions
-        self._keepalive_reply = threading.Event()
-        for answer in (MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE):
-            self._handler_table[answer] = lambda _message: self._keepalive_reply.set()
+        self._open_channels: dict[int, ParamikoChannel] = {}  # paramiko holds them weakly
+        self._has_replied = threading.Event()  # the server, to a sign of life that we asked for
+        internals.handle_channel_messages(self, MESSAGE_HANDLERS)
+        internals.handle_messages(
+            self,
+            {
+                ssh.MSG_CHANNEL_OPEN_SUCCESS: self._on_open_confirmation,
+                ssh.MSG_CHANNEL_OPEN_FAILURE: self._on_open_failure,
+                ssh.MSG_EXT_INFO: self._on_extensions,
+                ssh.MSG_REQUEST_SUCCESS: lambda _message: self._has_replied.set(),
+                ssh.MSG_REQUEST_FAILURE: lambda _message: self._has_replied.set(),
+            },
+        )
 
     # --- meeting the server ---
 
     @property
     def preferred_keys(self) -> tuple[str, ...]:
         """Host key algorithms, those first by which this host is known (no certificates)."""
-        algorithms: tuple[str, ...] = self._filter_algorithm("keys")
-        kinds = {
-            algorithm: "ssh-rsa" if algorithm in RSA_SIGNATURES else algorithm
-            for algorithm in algorithms
-        }
+
+        def is_unknown(algorithm: str) -> bool:
+            kind = "ssh-rsa" if algorithm in RSA_SIGNATURES else algorithm
+            return kind not in self._known_kinds
+
         # sorted() keeps the order among equals.
-        return tuple(sorted(algorithms, key=lambda name: kinds[name] not in self._known_kinds))
+        return tuple(sorted(internals.host_key_algorithms(self), key=is_unknown))
+
+    def restrict_algorithms(self, destination: Destination) -> None:
+        """Offer only what ssh_config allows; to be called before the handshake."""
+        for word, wanted in destination.rules.algorithms:
+            is_signatures = word == RSA_SIGNATURE_NAMES
+            # Paramiko's list of ways to sign has no certificates: they sign as their key does.
+            names = wanted.replace(CERTIFICATE_SUFFIX, "") if is_signatures else wanted
+            offered = filter_algorithms(internals.algorithms(self, word), names)
+            # Keys that may not be shown are left out one by one (see `keys`), with a note on each.
+            if not offered and not is_signatures:
+                raise NoCommonAlgorithm(
+                    f"your ssh config says {KEYWORDS[word]} for {destination.label}, "
+                    "and paramiko has none of them.",
+                    'Set transport = "openssh" for this remote.',
+                )
+            internals.set_algorithms(self, word, offered)
 
     def handshake(self, seconds: float) -> None:
-        """Exchange greetings and keys; raise Closed or TooLate. Nothing is trusted yet."""
+        """Exchange greetings and keys. Nothing is trusted yet."""
         self.banner_timeout = self.handshake_timeout = seconds
         met = threading.Event()
         self.start_client(event=met)
@@ -212,39 +183,40 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
                 raise NegotiationFailed(match[1])
             raise ConnectionClosed
 
-    def _parse_disconnect(self, m: Any) -> None:
-        m.get_int()
-        self._disconnect_reason = m.get_binary().decode(errors="replace")[:LONGEST_TEXT]
-
-    @property
-    def server_reason(self) -> str:
-        """What the server has given as a reason so far, unasked: it may be anything."""
-        words = (self.packetizer.before_greeting, self.userauth.banner, self._disconnect_reason)
-        return (
-            "\n".join(filter(None, words))
-            if not self.is_authenticated()
-            else self._disconnect_reason
-        )
-
     @property
     def software(self) -> str:
         """What the server calls itself."""
         return str(self.remote_version).split("-", 2)[-1]
 
-    def _negotiate_keys(self, m: Any) -> None:
-        super()._negotiate_keys(m)
+    @property
+    def server_reason(self) -> str:
+        """What the server has given as a reason so far, unasked: it may be anything."""
+        if self.is_authenticated():
+            return self._disconnect_reason
+        words = (self.packetizer.before_greeting, self.userauth.banner, self._disconnect_reason)
+        return "\n".join(filter(None, words))
+
+    def on_disconnect(self, reason: str) -> None:
+        """Keep what the server says as it hangs up."""
+        self._disconnect_reason = reason[:LONGEST_TEXT]
+
+    def on_key_exchange(self) -> None:
+        """Note when our half of the exchange has gone out."""
         self._kex_began = time.perf_counter()
 
-    def _verify_key(self, host_key: bytes, sig: bytes) -> None:
-        # The server's answer to our half of the key exchange: one round trip and its sums.
+    def on_key_exchange_reply(self) -> None:
+        """Learn from the answer to our half: one round trip and the server's sums."""
         self.record_rtt(time.perf_counter() - self._kex_began)
-        super()._verify_key(host_key, sig)
+
+    def on_host_key(self, key: Any) -> None:
+        """Let no later key be another one: somebody has looked at the first alone."""
         if self.first_host_key is None:
-            self.first_host_key = self.host_key
-        elif self.host_key.asbytes() != self.first_host_key.asbytes():
+            self.first_host_key = key
+        elif key.asbytes() != self.first_host_key.asbytes():
             raise HostKeyChanged("showed another host key in a later key exchange")
 
     def _on_extensions(self, message: Any) -> None:
+        # paramiko reads as many pairs as the number says: 2**32 empty ones take an hour.
         number = message.get_int()
         if number > MOST_EXTENSIONS:
             raise ServerViolation(f"names {number} extensions")
@@ -252,7 +224,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             message.get_binary().decode(errors="replace"): message.get_binary()
             for _ in range(number)
         }
-        self._log(DEBUG, f"Got EXT_INFO: {self.server_extensions}")
+        internals.log_debug(self, f"Got EXT_INFO: {self.server_extensions}")
 
     def record_rtt(self, seconds: float) -> None:
         """Learn how long the server took for an answer."""
@@ -263,28 +235,24 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     def new_channel(self, receiver: ChannelReceiver) -> ParamikoChannel:
         """Make a channel that nobody has asked the server for yet."""
         with self.lock:
-            number = self._next_channel()
+            number = internals.next_channel_number(self)
             channel = ParamikoChannel(self, number, receiver)
-            self._channels.put(number, channel)
+            internals.link_channel(self, number, channel)
             self._open_channels[number] = channel
-            self.channels_seen[number] = True
         return channel
 
     def remove_channel(self, channel: ParamikoChannel) -> None:
         """Drop a channel that is over."""
         self._open_channels.pop(channel.number, None)
-        self._unlink_channel(channel.number)
+        internals.unlink_channel(self, channel.number)  # its number may be used again
 
     def _on_open_confirmation(self, message: Any) -> None:
         number, *said = (message.get_int() for _ in range(4))
         if channel := self._open_channels.get(number):
             channel.on_open_confirmation(*said)
-            return
-        # Nobody waits for it any more: hand it back, or it would count against MaxSessions.
-        goodbye = paramiko.Message()
-        goodbye.add_byte(cMSG_CHANNEL_CLOSE)
-        goodbye.add_int(said[0])
-        self.send_nowait(goodbye)
+        else:
+            # Nobody waits for it any more: hand it back, or it would count against MaxSessions.
+            self.send_nowait(ssh_message(ssh.cMSG_CHANNEL_CLOSE, said[0]))
 
     def _on_open_failure(self, message: Any) -> None:
         number, code = message.get_int(), message.get_int()
@@ -297,8 +265,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
     def send(self, message: paramiko.Message) -> None:
         """Send now; may block while keys are exchanged or the network is slow."""
         try:
-            self._send_user_message(message)
-        except (OSError, EOFError, paramiko.SSHException):
+            internals.send_user_message(self, message)
+        except SEND_ERRORS:
             if threading.current_thread() is not self:
                 self.join(DISCONNECT_WITHIN)  # it reads what the server said before it hung up
             self.close_and_join()
@@ -323,21 +291,15 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         self._send_queue.put(message)
 
     def _send_queued(self) -> None:
-        while (message := self._send_queue.get()) is not None:
-            try:
-                self._send_user_message(message)
-            except (OSError, EOFError, paramiko.SSHException):
-                return
+        with contextlib.suppress(*SEND_ERRORS):
+            while (message := self._send_queue.get()) is not None:
+                internals.send_user_message(self, message)
 
     def responds_within(self, seconds: float) -> bool:
         """Ask for a sign of life, and wait for it: an answer to what nobody understands is one."""
-        self._keepalive_reply.clear()
-        message = paramiko.Message()
-        message.add_byte(cMSG_GLOBAL_REQUEST)
-        message.add_string("keepalive@openssh.com")
-        message.add_boolean(True)
-        self.send_nowait(message)
-        return self._keepalive_reply.wait(seconds) and bool(self.active)
+        self._has_replied.clear()
+        self.send_nowait(ssh_message(ssh.cMSG_GLOBAL_REQUEST, "keepalive@openssh.com", True))
+        return self._has_replied.wait(seconds) and bool(self.active)
 
     # --- the end ---
 
@@ -353,8 +315,9 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
 
     @saved_exception.setter
     def saved_exception(self, problem: BaseException | None) -> None:
-        # Whatever follows an offence is no more than that the connection is over.
+        # Whatever follows a violation is no more than that the connection is over.
         if self.violation is None:
+            # paramiko raises an error of its own from whatever comes before the first packet.
             cause = problem.__context__ if problem else None
             self._failure = cause if isinstance(cause, ServerViolation) else problem
 
@@ -363,18 +326,19 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
         try:
             super().run()
         finally:
+            # paramiko does this only where it has ended the connection itself.
             self.active = False
             self.packetizer.close()
             if self.completion_event is not None:
                 self.completion_event.set()
             self.auth_handler.abort()
-            self._keepalive_reply.set()
+            self._has_replied.set()
             self._send_queue.put(None)
 
     def abort(self) -> None:
         """Drop the connection without a goodbye, not even TCP's."""
         with contextlib.suppress(OSError):
-            # Closing then resets; and this side's reader wakes without a word to the other.
+            # Closing then resets; and our reader wakes without a word to the other end.
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.sock.shutdown(socket.SHUT_RD)
         self.packetizer.close()
@@ -387,31 +351,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no ty
             self.sock.shutdown(socket.SHUT_RDWR)
         self.packetizer.close()
         for thread in (self, self._sender):
-            if (
-                thread is not None
-                and thread.is_alive()
-                and thread is not threading.current_thread()
-            ):
+            if thread and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(seconds)
         # A server that falls silent right after its greeting leaves a timer behind.
         self.packetizer.complete_handshake()
         for channel in list(self._open_channels.values()):
             channel.mark_ended()
         self.sock.close()
-
-
-# Lets a transport of paramiko offer only the algorithms that ssh_config allows.
-def restrict_algorithms(transport: Transport, destination: Destination) -> None:
-    """Narrow what a transport will offer; to be called before it meets the server."""
-    for word, wanted in destination.rules.algorithms:
-        # Paramiko's list of ways to sign has no certificates: they sign as their key does.
-        names = wanted.replace(CERTIFICATE_SUFFIX, "") if word == RSA_SIGNATURE_NAMES else wanted
-        offered = filter_algorithms(getattr(transport, PARAMIKO_ATTRIBUTES[word]), names)
-        # Keys that may not be shown are left out one by one (see `keys`), with a note on each.
-        if not offered and word != RSA_SIGNATURE_NAMES:
-            raise NoCommonAlgorithm(
-                f"your ssh config says {KEYWORDS[word]} for {destination.label}, "
-                "and paramiko has none of them.",
-                'Set transport = "openssh" for this remote.',
-            )
-        setattr(transport, PARAMIKO_ATTRIBUTES[word], offered)

@@ -13,23 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import paramiko
-from paramiko.auth_handler import AuthHandler
-from paramiko.common import (
-    MSG_SERVICE_ACCEPT,
-    MSG_USERAUTH_BANNER,
-    MSG_USERAUTH_FAILURE,
-    MSG_USERAUTH_INFO_REQUEST,
-    MSG_USERAUTH_SUCCESS,
-    cMSG_SERVICE_REQUEST,
-    cMSG_USERAUTH_INFO_RESPONSE,
-    cMSG_USERAUTH_REQUEST,
-)
+from paramiko import common as ssh
 
-from remoter_kernel.local.login.paramiko_channel import (
-    ConnectionClosed,
-    ResponseTimeout,
-    ServerViolation,
-)
+from remoter_kernel.local.login.login import ConnectionClosed, ResponseTimeout, ServerViolation
+from remoter_kernel.local.login.paramiko import paramiko_internals as internals
+from remoter_kernel.local.login.paramiko.paramiko_channel import ssh_message
 from remoter_kernel.local.login.prompts import LONGEST_TEXT, Prompt, strip_controls, to_one_line
 
 if TYPE_CHECKING:
@@ -46,10 +34,9 @@ class AuthResult:
     """What the server said to one attempt to log in."""
 
     is_success: bool
+    # The methods it names: "publickey", "password", "keyboard-interactive", ..
     methods_left: tuple[str, ...] = ()
-    """The methods it names: "publickey", "password", "keyboard-interactive", ..."""
-    is_partial: bool = False
-    """This attempt was right, and another one is needed as well."""
+    is_partial: bool = False  # this attempt was right, and another one is needed as well
 
 
 @dataclass(frozen=True)
@@ -64,8 +51,8 @@ class CannotSign(Exception):
     """A key turned out to be of no use: an agent that declines, an algorithm that is not there."""
 
 
-class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no types
-    """The client's side of RFC 4252: sends attempts, collects verdicts."""
+class UserauthHandler(internals.HookedAuthHandler):
+    """Sends attempts to log in, and keeps what the server answers until somebody waits for it."""
 
     authenticated: bool
 
@@ -80,10 +67,7 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
 
     def request_service(self) -> None:
         """Ask to be let in at all."""
-        message = paramiko.Message()
-        message.add_byte(cMSG_SERVICE_REQUEST)
-        message.add_string("ssh-userauth")
-        self._send(message)
+        self._send(ssh.cMSG_SERVICE_REQUEST, "ssh-userauth")
 
     def wait_for_service(self, seconds: float) -> None:
         """Wait until the server is ready for attempts."""
@@ -95,72 +79,46 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
     def send_key(self, user: str, key: Any) -> None:
         """Sign with this key and send it, without asking first whether it would do."""
         try:
-            kind, public = self._get_key_type_and_bits(key)
-            algorithm = self._finalize_pubkey_algorithm(kind)
-            blob = self._get_session_blob(key, "ssh-connection", user, algorithm)
-            signature = key.sign_ssh_data(blob, algorithm)
+            signed = internals.sign_login(self, user, key)
         except Exception as error:  # keys and agents are foreign: anything may come
             raise CannotSign(str(error) or type(error).__name__) from error
-        message = self._userauth_request(user, "publickey")
-        message.add_boolean(True)
-        message.add_string(algorithm)
-        message.add_string(public)
-        message.add_string(signature)
-        self._send(message)
+        self._attempt(user, "publickey", True, *signed)  # True: it is signed
 
     def send_none(self, user: str) -> None:
         """Ask to be let in without any proof, to learn what would be taken."""
-        self._send(self._userauth_request(user, "none"))
+        self._attempt(user, "none")
 
     def query_key(self, user: str, algorithm: str, public: bytes) -> None:
         """Ask whether a key would do, before anybody is asked for its passphrase."""
-        message = self._userauth_request(user, "publickey")
-        message.add_boolean(False)
-        message.add_string(algorithm)
-        message.add_string(public)
-        self._send(message)
+        self._attempt(user, "publickey", False, algorithm, public)  # False: nothing is signed
 
     def send_password(self, user: str, password: str) -> None:
         """Send a password."""
-        message = self._userauth_request(user, "password")
-        message.add_boolean(False)
-        message.add_string(password.encode())
-        self._send(message)
+        self._attempt(user, "password", False, password)  # False: no new one is set
 
     def send_keyboard_interactive(self, user: str) -> None:
         """Ask for the server's own questions (RFC 4256)."""
-        message = self._userauth_request(user, "keyboard-interactive")
-        message.add_string("")
-        message.add_string("")
-        self._send(message)
+        self._attempt(user, "keyboard-interactive", "", "")  # any language, any sub-method
 
     def send_answers(self, answers: Sequence[str]) -> None:
         """Answer one round of questions."""
-        message = paramiko.Message()
-        message.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
-        message.add_int(len(answers))
-        for answer in answers:
-            message.add_string(answer.encode())
-        self._send(message)
+        self._send(ssh.cMSG_USERAUTH_INFO_RESPONSE, len(answers), *answers)
 
-    def _userauth_request(self, user: str, method: str) -> paramiko.Message:
+    def _attempt(self, user: str, method: str, *fields: str | bytes | bool) -> None:
         self._method = method
-        message = paramiko.Message()
-        message.add_byte(cMSG_USERAUTH_REQUEST)
-        for word in (user, "ssh-connection", method):
-            message.add_string(word)
-        return message
+        self._send(ssh.cMSG_USERAUTH_REQUEST, user, "ssh-connection", method, *fields)
 
-    def _send(self, message: paramiko.Message) -> None:
+    def _send(self, kind: bytes, *fields: str | bytes | int) -> None:
         try:
-            self.transport._send_message(message)  # noqa: SLF001 (paramiko's way)
+            internals.send_message(self.transport, ssh_message(kind, *fields))
         except (OSError, EOFError, paramiko.SSHException):
             raise ConnectionClosed from None
 
     def wait(self, seconds: float) -> AuthResult | InfoRequest:
         """Wait for what comes of the oldest attempt without a verdict.
 
-        Raises Closed, TooLate, or Misbehaved: the server wants more than anybody can answer.
+        Raises ConnectionClosed, ResponseTimeout, or ServerViolation: the server wants more than
+        anybody can answer.
         """
         try:
             response = self._responses.get(timeout=max(0.0, seconds))
@@ -175,28 +133,27 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
     def send_ignore(self) -> None:
         """Send what means nothing: a connection that is dead cannot acknowledge it."""
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            self.transport.send_ignore(1)
+            self.transport.send_ignore(1)  # byte
 
     def abort(self) -> None:
         """The connection ended (paramiko calls this)."""
         super().abort()
-        self._service_accepted.set()
+        self._service_accepted.set()  # whoever waits for it looks at `transport.active`
         self._responses.put(None)
 
-    @property
-    def _client_handler_table(self) -> dict[int, Callable[[Any], None]]:
+    def handlers(self) -> dict[int, Callable[[Any], None]]:
+        """Return what to call for messages of these numbers."""
         return {
-            **super()._client_handler_table,
-            MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
-            MSG_USERAUTH_SUCCESS: self._on_success,
-            MSG_USERAUTH_FAILURE: self._on_failure,
-            MSG_USERAUTH_INFO_REQUEST: self._on_info_request,
-            MSG_USERAUTH_BANNER: self._on_banner,
+            ssh.MSG_SERVICE_ACCEPT: lambda _message: self._service_accepted.set(),
+            ssh.MSG_USERAUTH_SUCCESS: self._on_success,
+            ssh.MSG_USERAUTH_FAILURE: self._on_failure,
+            ssh.MSG_USERAUTH_INFO_REQUEST: self._on_info_request,
+            ssh.MSG_USERAUTH_BANNER: self._on_banner,
         }
 
     def _enqueue(self, response: AuthResult | InfoRequest | ServerViolation) -> None:
         """Keep it for whoever waits; what comes after the login, nobody waits for."""
-        if self.authenticated:
+        if self.authenticated:  # a server may go on for as long as the login lasts
             return
         if self._responses.qsize() >= MOST_UNREAD:
             raise ServerViolation("answers what it was not asked")
@@ -207,18 +164,16 @@ class UserauthHandler(AuthHandler):  # type: ignore[misc]  # paramiko has no typ
             return
         self._enqueue(AuthResult(is_success=True))
         self.authenticated = True
-        self.transport._auth_trigger()  # noqa: SLF001 (paramiko's way)
+        internals.begin_session(self.transport)
 
     def _on_failure(self, message: Any) -> None:
-        named = filter(
-            METHOD.fullmatch, _read_text(message).split(",", MOST_METHODS)[:MOST_METHODS]
-        )
-        partly = message.get_boolean()
-        self._enqueue(AuthResult(is_success=False, methods_left=tuple(named), is_partial=partly))
+        names = _read_text(message).split(",", MOST_METHODS)[:MOST_METHODS]
+        left, partly = tuple(filter(METHOD.fullmatch, names)), message.get_boolean()
+        self._enqueue(AuthResult(is_success=False, methods_left=left, is_partial=partly))
 
     def _on_info_request(self, message: Any) -> None:
-        """Hear number 60, which means another thing in each method."""
-        # This key would do; this password is too old.
+        """Take number 60, which means another thing in each method."""
+        # Elsewhere it means: this key would do; this password is too old.
         is_round = self._method == "keyboard-interactive"
         self._enqueue(_parse_info_request(message) if is_round else InfoRequest("", ()))
 

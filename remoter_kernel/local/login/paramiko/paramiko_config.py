@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import paramiko
 import paramiko.config
 
 from remoter_kernel.errors import BadConfiguration
+from remoter_kernel.local.login.paramiko.paramiko_internals import HookedConfig
 from remoter_kernel.local.login.ssh_keywords import FORMER_KEYWORDS, local_user
 
 if TYPE_CHECKING:
@@ -20,6 +21,21 @@ paramiko.config.getpass = SimpleNamespace(getuser=local_user)
 KNOWN_MATCHES = frozenset(
     {"all", "canonical", "exec", "final", "host", "localuser", "originalhost", "user"}
 )
+
+
+class _ConfigParser(HookedConfig):
+    """Paramiko's, which leaves tokens to us and passes over no condition."""
+
+    # Its own idea of `%C` is not ssh's, and it does not know all tokens.
+    TOKENS_BY_CONFIG_KEY: ClassVar[dict[str, list[str]]] = {
+        key: paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY[key] for key in ("hostname", "match-exec")
+    }
+
+    def on_match(self, kinds: set[str]) -> None:
+        """Refuse what it does not know: it would take such a condition for met."""
+        if strange := kinds - KNOWN_MATCHES:
+            message = f"`Match {min(strange)}` is not known"
+            raise paramiko.ConfigParseError(message)
 
 
 def lookup_host(config: Path, host: str) -> dict[str, list[str]]:
@@ -36,20 +52,3 @@ def lookup_host(config: Path, host: str) -> dict[str, list[str]]:
         for key, value in found.items()
         if value is not None  # its way to say "none"
     }
-
-
-class _ConfigParser(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no types
-    """Paramiko's, which leaves tokens to us and passes over no condition."""
-
-    # Its own idea of `%C` is not ssh's, and it does not know all tokens.
-    TOKENS_BY_CONFIG_KEY: ClassVar[dict[str, list[str]]] = {
-        key: paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY[key] for key in ("hostname", "match-exec")
-    }
-
-    def _get_matches(self, match: str) -> list[dict[str, Any]]:
-        """Refuse what it does not know: it would take such a condition for met."""
-        found: list[dict[str, Any]] = super()._get_matches(match)
-        if strange := {one["type"] for one in found} - KNOWN_MATCHES:
-            message = f"`Match {min(strange)}` is not known"
-            raise paramiko.ConfigParseError(message)
-        return found

@@ -1,4 +1,4 @@
-"""One SSH channel: bytes in order, both ways, with its windows kept right.
+"""One SSH channel over paramiko's connection: bytes in order, both ways, with its windows right.
 
 paramiko's own Channel puts what arrives into a buffer that another thread must be woken
 to empty, and waits for an answer to each request. This one hands what arrives straight
@@ -16,39 +16,40 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import paramiko
-from paramiko.common import (
-    cMSG_CHANNEL_CLOSE,
-    cMSG_CHANNEL_DATA,
-    cMSG_CHANNEL_EOF,
-    cMSG_CHANNEL_FAILURE,
-    cMSG_CHANNEL_OPEN,
-    cMSG_CHANNEL_REQUEST,
-    cMSG_CHANNEL_WINDOW_ADJUST,
-)
+from paramiko import common as ssh
 
-WINDOW = 4 * 1024 * 1024  # bytes in flight towards us: with more, sshd itself collapses
-PACKET = 32 * 1024  # bytes: what sshd is tuned for
+from remoter_kernel.local.login.login import (
+    PACKET,
+    WINDOW,
+    ChannelOpenError,
+    ConnectionClosed,
+    ResponseTimeout,
+)
+from remoter_kernel.local.login.paramiko.paramiko_internals import LinkedChannel
+
+if TYPE_CHECKING:
+    from remoter_kernel.local.login.login import ChannelReceiver
+
 LEAST_ADJUSTMENT = WINDOW // 8  # bytes: fewer are not worth a message
 LARGEST_WINDOW = 2**32 - 1  # bytes (RFC 4254, 5.2)
+STDERR = 1  # the only kind of extended data that there is (RFC 4254, 5.2)
 
 
-class ChannelReceiver(Protocol):
-    """Where a channel's bytes go. Called on the transport's thread: must not block."""
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes of the stream (stdout of a command); b"" is its end, as with a socket."""
-
-    def extended_data_received(self, data: bytes) -> None:
-        """Take bytes of stderr."""
-
-    def exit_status_received(self) -> None:
-        """Learn that the command has ended; the rest of its output may still come."""
-
-    def connection_lost(self) -> None:
-        """Learn that no more will come: end of stream, channel closed, or connection gone."""
+def ssh_message(kind: bytes, *fields: str | bytes | int) -> paramiko.Message:
+    """Return a message whose fields are strings, booleans and numbers (RFC 4251, 5)."""
+    message = paramiko.Message()
+    message.add_byte(kind)
+    for each in fields:
+        if isinstance(each, bool):
+            message.add_boolean(each)
+        elif isinstance(each, int):
+            message.add_int(each)
+        else:
+            message.add_string(each)  # text as UTF-8
+    return message
 
 
 class ChannelCarrier(Protocol):
@@ -69,73 +70,37 @@ class ChannelCarrier(Protocol):
         """Learn how long the server took for an answer."""
 
 
-class ChannelFactory(Protocol):
-    """What makes channels: paramiko's connection, or the system's ssh."""
-
-    active: bool
-
-    def new_channel(self, receiver: ChannelReceiver) -> Any:
-        """Make a channel (`ParamikoChannel`, or what looks like it) that is not open yet."""
-
-
-class ChannelOpenError(Exception):
-    """The server did not open the channel; `code` is that of RFC 4254, 5.1."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"code {code}")
-        self.code = code
-
-
-class ConnectionClosed(Exception):
-    """The channel, or the connection under it, ended."""
-
-
-class ResponseTimeout(Exception):
-    """The other end did not answer within the time given."""
-
-
-class ServerViolation(paramiko.SSHException):  # type: ignore[misc]  # paramiko has no types
-    """The server does what no server may, in a clause that goes on after "the server"."""
-
-
-class HostKeyChanged(ServerViolation):
-    """A later key exchange has shown another host key than the one that was looked at."""
-
-
-class ParamikoChannel:
-    """A channel that this side opened. Made and numbered by `Transport.new_channel`."""
+# 17 attributes: two windows, each with its counters, and how far the channel is. All of them
+# change under one lock, as RFC 4254 (5.2 and 5.3) ties them to each other.
+class ParamikoChannel(LinkedChannel):
+    """A `Channel` that we opened. Made and numbered by the transport's `new_channel`."""
 
     def __init__(self, carrier: ChannelCarrier, number: int, receiver: ChannelReceiver) -> None:
         self.number = number
         self.exit_status: int | None = None
-        self.receiver = receiver
+        self._receiver = receiver
         self._carrier = carrier
         self._changed = threading.Condition()
         self._remote_number = -1  # until it is open
         self._requested_at = 0.0
         self._open_failure_code: int | None = None
-        self._remote_window = 0  # bytes, by the other end's window
+        self._remote_window = 0  # bytes that the other end takes from us by now
         self._remote_max_packet = 0  # bytes, the most it takes at once
-        self._consumed = 0  # bytes, not yet given back
-        self._received = 0  # bytes, of all streams
-        self._granted = WINDOW  # bytes: so many may have come by now
-        self._sends_in_progress = (
-            0  # messages that a thread is sending just now: CLOSE waits for them
+        self._consumed = (
+            0  # bytes that the receiver is done with, and which the other end does not know of
         )
+        self._window_left = WINDOW  # bytes that the other end may still send
+        self._sends_in_progress = 0  # messages that threads send just now: CLOSE waits for them
         self._ended = self._eof_sent = self._is_closing = self._close_received = False
 
     # --- for whoever uses the channel ---
 
     def request_open(self, kind: str, *fields: str | int) -> None:
         """Ask the server to open it, and return at once; `wait_open` says what came of it."""
-        message = paramiko.Message()
-        message.add_byte(cMSG_CHANNEL_OPEN)
-        message.add_string(kind)
-        for field in (self.number, WINDOW, PACKET, *fields):
-            (message.add_int if isinstance(field, int) else message.add_string)(field)
         self._requested_at = time.perf_counter()
-        self._carrier.send(message)
-        if not self._carrier.active:
+        fields = (kind, self.number, WINDOW, PACKET, *fields)
+        self._carrier.send(ssh_message(ssh.cMSG_CHANNEL_OPEN, *fields))
+        if not self._carrier.active:  # paramiko drops messages of a dead connection in silence
             self.mark_ended()
 
     @property
@@ -144,7 +109,7 @@ class ParamikoChannel:
         return self._remote_number >= 0 and not (self._is_closing or self._close_received)
 
     def wait_open(self, seconds: float) -> None:
-        """Wait until the server has opened it; raise Refused, Closed or TooLate."""
+        """Wait until the server has opened it."""
         with self._changed:
             self._changed.wait_for(
                 lambda: (
@@ -163,18 +128,14 @@ class ParamikoChannel:
 
     def exec_command(self, command: str) -> None:
         """Start a command. Nothing waits for the answer: a refusal closes the channel."""
-        message = self._message(cMSG_CHANNEL_REQUEST)
-        message.add_string("exec")
-        message.add_boolean(True)
-        message.add_string(command.encode())
         with self._changed:
             if not self.is_open:
                 raise ConnectionClosed
             self._sends_in_progress += 1
-        self._send(message)
+        self._send(ssh.cMSG_CHANNEL_REQUEST, "exec", True, command)  # True: answer it
 
     def send(self, data: bytes | memoryview, *, deadline: float | None = None) -> None:
-        """Send all of it, waiting for the other end's window; raise Closed or TooLate."""
+        """Send all of it, waiting for the other end's window."""
         rest = memoryview(data)
         while rest:
             with self._changed:
@@ -189,9 +150,7 @@ class ParamikoChannel:
                     raise ResponseTimeout
                 self._remote_window -= size
                 self._sends_in_progress += 1
-            message = self._message(cMSG_CHANNEL_DATA)
-            message.add_string(rest[:size].tobytes())
-            self._send(message)
+            self._send(ssh.cMSG_CHANNEL_DATA, rest[:size].tobytes())
             rest = rest[size:]
 
     def send_eof(self) -> None:
@@ -201,57 +160,50 @@ class ParamikoChannel:
                 return
             self._eof_sent = True
             self._sends_in_progress += 1
-        self._send(self._message(cMSG_CHANNEL_EOF))
+        self._send(ssh.cMSG_CHANNEL_EOF)
 
     def close(self) -> None:
-        """Say goodbye; may be called from any thread, and more than once."""
+        """Close it; from any thread, and more than once if need be."""
         with self._changed:
             if self._is_closing or self._remote_number < 0:
                 return
             self._is_closing = True
             self._changed.notify_all()
             if not self._sends_in_progress:
-                self._carrier.send_nowait(self._message(cMSG_CHANNEL_CLOSE))
+                self._send_nowait(ssh.cMSG_CHANNEL_CLOSE)
 
     def adjust_window(self, size: int) -> None:
-        """Let the other end send `size` bytes more: that many have been dealt with."""
+        """Let the other end send `size` bytes more: the receiver is done with that many."""
         with self._changed:
             self._consumed += size
             if self._consumed < LEAST_ADJUSTMENT or not self.is_open:
                 return
             size, self._consumed = self._consumed, 0
-            self._granted += size
-            message = self._message(cMSG_CHANNEL_WINDOW_ADJUST)
-            message.add_int(size)
-            self._carrier.send_nowait(message)  # under the lock: a CLOSE must not come before it
+            self._window_left += size
+            # Under the lock: a CLOSE must not come before it.
+            self._send_nowait(ssh.cMSG_CHANNEL_WINDOW_ADJUST, size)
 
-    def _send(self, message: paramiko.Message) -> None:
-        """Send what has been counted as on its way; the last one lets a CLOSE follow."""
+    def _send(self, kind: bytes, *fields: str | bytes | int) -> None:
+        """Send what `_sends_in_progress` counts; the last of them lets a CLOSE follow."""
         try:
-            self._carrier.send(message)
+            self._carrier.send(ssh_message(kind, self._remote_number, *fields))
         finally:
             with self._changed:
                 self._sends_in_progress -= 1
                 if self._is_closing and not self._sends_in_progress:
-                    self._carrier.send_nowait(self._message(cMSG_CHANNEL_CLOSE))
+                    self._send_nowait(ssh.cMSG_CHANNEL_CLOSE)
 
-    def _message(self, kind: bytes) -> paramiko.Message:
-        message = paramiko.Message()
-        message.add_byte(kind)
-        message.add_int(self._remote_number)
-        return message
+    def _send_nowait(self, kind: bytes, *fields: int) -> None:
+        self._carrier.send_nowait(ssh_message(kind, self._remote_number, *fields))
 
-    # --- for the transport's thread: what the server said ---
+    # --- for the transport's thread: what the server sent ---
 
     def on_open_confirmation(self, remote_number: int, window: int, packet: int) -> None:
         """The server opened it."""
         self._carrier.record_rtt(time.perf_counter() - self._requested_at)
         with self._changed:
-            self._remote_number, self._remote_window, self._remote_max_packet = (
-                remote_number,
-                window,
-                min(packet, PACKET),
-            )
+            self._remote_number, self._remote_window = remote_number, window
+            self._remote_max_packet = min(packet, PACKET)
             self._changed.notify_all()
 
     def on_open_failure(self, code: int) -> None:
@@ -264,25 +216,25 @@ class ParamikoChannel:
         """Bytes came."""
         data = message.get_binary()
         if self._is_within_window(len(data)):
-            self.receiver.data_received(data)
+            self._receiver.data_received(data)
 
     def on_extended_data(self, message: Any) -> None:
-        """Bytes of stderr came (1 is the only kind there is)."""
+        """Bytes of stderr came, or of a kind that no RFC knows."""
         kind, data = message.get_int(), message.get_binary()
         if not self._is_within_window(len(data)):
             return
-        if kind == 1:
-            self.receiver.extended_data_received(data)
+        if kind == STDERR:
+            self._receiver.extended_data_received(data)
         else:
             self.adjust_window(len(data))
 
     def _is_within_window(self, size: int) -> bool:
         """Count what came; end the channel if that is more than the other end may send."""
-        self._received += size
-        if self._received <= self._granted:
-            return True
-        self.close()
-        self.mark_ended()
+        with self._changed:
+            self._window_left -= size
+            if self._window_left >= 0:
+                return True
+        self.on_failure(None)
         return False
 
     def on_window_adjust(self, message: Any) -> None:
@@ -296,15 +248,17 @@ class ParamikoChannel:
         what, wants_answer = message.get_text(), message.get_boolean()
         if what == "exit-status":
             self.exit_status = message.get_int()
-            self.receiver.exit_status_received()
         elif what == "exit-signal":
             # As a shell would say it: 128 and the signal's number.
             self.exit_status = 128 + getattr(signal, f"SIG{message.get_text()}", 0)
-            self.receiver.exit_status_received()
         elif wants_answer:
             with self._changed:
                 if self.is_open:
-                    self._carrier.send_nowait(self._message(cMSG_CHANNEL_FAILURE))
+                    self._send_nowait(ssh.cMSG_CHANNEL_FAILURE)
+            return
+        else:
+            return
+        self._receiver.exit_status_received()
 
     def on_success(self, _message: Any) -> None:
         """The command was started; nobody waits for that."""
@@ -316,12 +270,12 @@ class ParamikoChannel:
 
     def on_eof(self, _message: Any) -> None:
         """No more bytes will come; an exit status may."""
-        self.receiver.data_received(b"")
+        self._receiver.data_received(b"")
 
     def on_close(self, _message: Any) -> None:
         """The other end is done with this channel."""
         self._close_received = True
-        self.close()
+        self.close()  # each end answers a CLOSE with one of its own (RFC 4254, 5.3)
         self.mark_ended()
 
     def mark_ended(self) -> None:
@@ -332,10 +286,22 @@ class ParamikoChannel:
             self._ended = self._close_received = True
             self._changed.notify_all()
         self._carrier.remove_channel(self)
-        self.receiver.connection_lost()
+        self._receiver.connection_lost()
 
-    def _unlink(self) -> None:
-        """The connection is gone (paramiko calls this, channel after channel)."""
+    def on_connection_gone(self) -> None:
+        """The connection has ended; called for each channel, one after the other."""
         # Whoever learns of the end by this channel must not find the connection alive.
         self._carrier.active = False
         self.mark_ended()
+
+
+MESSAGE_HANDLERS = {
+    ssh.MSG_CHANNEL_SUCCESS: ParamikoChannel.on_success,
+    ssh.MSG_CHANNEL_FAILURE: ParamikoChannel.on_failure,
+    ssh.MSG_CHANNEL_DATA: ParamikoChannel.on_data,
+    ssh.MSG_CHANNEL_EXTENDED_DATA: ParamikoChannel.on_extended_data,
+    ssh.MSG_CHANNEL_WINDOW_ADJUST: ParamikoChannel.on_window_adjust,
+    ssh.MSG_CHANNEL_REQUEST: ParamikoChannel.on_request,
+    ssh.MSG_CHANNEL_EOF: ParamikoChannel.on_eof,
+    ssh.MSG_CHANNEL_CLOSE: ParamikoChannel.on_close,
+}
