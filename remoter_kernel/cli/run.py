@@ -29,12 +29,7 @@ from remoter_kernel.local.config.remotes import find_remote
 from remoter_kernel.local.history.executions import language_info_of
 from remoter_kernel.local.history.notebook_file import check_destination, is_valid
 from remoter_kernel.local.history.transcript import format_duration
-from remoter_kernel.local.run.code_to_run import (
-    Program,
-    code_program,
-    decode_script,
-    read_program,
-)
+from remoter_kernel.local.run.code_to_run import Program, code_program, decode_script, read_program
 from remoter_kernel.local.run.runner import LeftRunning, Runner, SubmittedCell, exit_code_of_all
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text

@@ -18,7 +18,7 @@ from remoter_kernel.local.launch.launcher import (
     query_remote,
 )
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.local.session.dialer import THIS_MACHINE
+from remoter_kernel.local.session.dialer import THIS_MACHINE, LocalHost
 from remoter_kernel.local.session.session_cache import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import MOST_ITEM
@@ -27,7 +27,6 @@ from remoter_kernel.protocol.journal_entries import JournalEntry, split_entries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from remoter_kernel.local.login.embedded_host import EmbeddedHost
     from remoter_kernel.local.login.login import Login
     from remoter_kernel.local.login.prompts import Prompter
 
@@ -45,7 +44,7 @@ class RemoteQuery:
         self.skipped = 0  # what was told as a session, and is none
         self._prompter = prompter
         self._login: Login | None = None
-        self._embedded_host: EmbeddedHost | None = None
+        self._local_host = LocalHost()
         self._is_cancelled = False  # does nobody wait for an answer any more?
 
     def __enter__(self) -> Self:
@@ -60,13 +59,7 @@ class RemoteQuery:
         self._check_cancelled()
         try:
             if self.remote is THIS_MACHINE:
-                # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
-                from remoter_kernel.local.login.embedded_host import EmbeddedHost  # noqa: PLC0415
-                from remoter_kernel.local.login.ssh_login import log_in_by_paramiko  # noqa: PLC0415
-
-                self._embedded_host = EmbeddedHost()
-                self._embedded_host.start()
-                self._login = log_in_by_paramiko(self._embedded_host.destination())
+                self._login = self._local_host.log_in()
             else:
                 self._login = log_in_by_keeper(
                     self.remote, self._prompter, on_try=self._on_login_started
@@ -94,8 +87,7 @@ class RemoteQuery:
         """Give the login back."""
         if self._login:
             self._login.close()
-        if self._embedded_host:
-            self._embedded_host.close()
+        self._local_host.close()
 
     @property
     def login(self) -> Login | None:

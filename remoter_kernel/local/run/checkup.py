@@ -123,9 +123,8 @@ class _Checker:
         address = dialer.session_info
         assert address is not None  # noqa: S101 - it has just started
         remember_kernel_info(remote, runner.kernel_info)
-        by = (
-            f", through a command ({dialer.why_tunnel_command})" if dialer.is_tunnel_command else ""
-        )
+        tunnel = dialer.tunnel
+        by = f", through a command ({tunnel.why_command})" if tunnel.is_command else ""
         yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
         self.current_step = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))

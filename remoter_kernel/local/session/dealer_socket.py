@@ -32,10 +32,7 @@ LARGEST_NUMBER = 2**63  # no conversation is so long
 
 
 def dealer_socket(
-    context: zmq.Context[zmq.Socket[bytes]],
-    server_key: bytes,
-    public_key: bytes,
-    secret_key: bytes,
+    context: zmq.Context[zmq.Socket[bytes]], server_key: bytes, public_key: bytes, secret_key: bytes
 ) -> zmq.Socket[bytes]:
     """Return a socket that is about to be connected, by whoever watches how that goes."""
     dealer = context.socket(zmq.DEALER)
