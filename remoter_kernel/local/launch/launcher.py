@@ -185,7 +185,7 @@ def start_session(
         try:
             line = login.run_until_line(command, stdin, MARKER, START_WITHIN)
         except CommandEnded as ended:
-            raise _strange_exit(login, remote, "did not start a session", ended) from None
+            raise _strange_exit(login, remote, "did not start a session", ended) from ended
         return line.removeprefix(MARKER).strip(), None
 
     line, _ = _run_program(login, remote, attempt)
