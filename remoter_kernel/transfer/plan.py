@@ -1,7 +1,7 @@
-"""Finds what is to be sent: files, folders and globs of this side, whichever side that is.
+"""Finds what is to be sent: files, folders and globs of the sending machine.
 
 Symbolic links inside a folder are never followed out of it. One that leads to a file inside is
-sent as that file, one to a folder inside as a link; what is left out is told.
+sent as that file, one to a folder inside as a link; what is left out is reported.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NOWHERE = "a link that leads nowhere"
 NEITHER = "neither a file nor a folder"
 MOST_TOLD = 200  # lines about what is left out
 LONGEST_TOLD = 500  # characters of one
-TOLD_AT_ONCE = 200  # sources
-# Of a link, and a pipe without a writer: what was a file may have become such a thing meanwhile.
+TOLD_AT_ONCE = 200  # sources in one START frame, which has room for as many names
+# What was a file may be a link by now, or a pipe, whose open would wait for a writer.
 READS: int = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 READS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -68,7 +68,7 @@ class Plan:
         return sum(item.entry.size for item in self.items)
 
     def words(self) -> Iterator[dict[str, Any]]:
-        """Yield what the receiver is told before anything comes, in portions that fit a frame."""
+        """Yield the START frames, in portions that fit."""
         for begin in range(0, len(self.tops), TOLD_AT_ONCE):
             end = begin + TOLD_AT_ONCE
             if end < len(self.tops):
@@ -134,7 +134,7 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     try:
         place = os.path.realpath(path)
         about = os.stat(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise trouble_from_os(error, word) from None
     if not name:
         raise FileTrouble(
@@ -165,7 +165,7 @@ def _add_item(plan: Plan, item: PlanItem) -> None:
 
 def _walk(plan: Plan, name: str, root: str) -> None:
     """Add a folder and all that is in it."""
-    left = [(name, root)]
+    left = [(name, root)]  # a stack, not recursion: trees may be deeper than Python recurses
     while left:
         path, place = left.pop()
         try:
@@ -185,7 +185,7 @@ def _walk(plan: Plan, name: str, root: str) -> None:
                 inner.append((inside, each.path))
             else:
                 _add_file(plan, inside, each)
-        left += reversed(inner)
+        left += reversed(inner)  # so that they are taken in the order of their names
 
 
 def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
@@ -212,7 +212,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
         return
     if not _is_inside(target, root):
         plan.left_out.append(f"{path}: a link out of the folder, to {target}")
-    elif _is_inside(place, target):
+    elif _is_inside(place, target):  # a link to a folder above itself
         plan.left_out.append(f"{path}: a link in a loop, to {target}")
     elif stat.S_ISREG(about.st_mode):
         _add_item(plan, PlanItem(entry_of("file", path, about), target))
