@@ -166,7 +166,7 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
         runner.start()
     finally:
         runner.stop()
-    click.echo(f"Its kernel started in {runner.seconds['kernel']:.1f} s, and ended again")
+    click.echo(f"Its kernel started in {runner.start_seconds:.1f} s, and ended again")
     return runner.kernel_info
 
 

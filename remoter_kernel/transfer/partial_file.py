@@ -112,7 +112,7 @@ class PartialFile:
             time.sleep(TRY_EVERY)
 
     def _open_or_create(self) -> int:
-        """Open a new part, or the one that a transfer has left; -1: somebody has just renamed it."""
+        """Open a new part, or the one that a transfer has left; -1: it was renamed just now."""
         with contextlib.suppress(FileExistsError):
             return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
         try:

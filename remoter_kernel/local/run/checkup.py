@@ -125,7 +125,7 @@ class _Checker:
         remember_kernel_info(remote, runner.kernel_info)
         tunnel = dialer.tunnel
         by = f", through a command ({tunnel.why_command})" if tunnel.is_command else ""
-        yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
+        yield Step("start", f"on {address.host} as {address.user}{by}", runner.start_seconds)
         self.current_step = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
         yield Step("round trip", "an empty cell", seconds)
