@@ -13,7 +13,7 @@ import click
 from remoter_kernel.cli.kernelspec_repair import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import terminal_prompter
-from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.errors import Usage, naming_remote
 from remoter_kernel.local.config import kernelspec, remotes
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.config.remotes_toml import VALUE_READERS
@@ -141,13 +141,14 @@ def _probe_remote(
     `is_private`: in an environment of its own, which is made if need be.
     """
     begin = time.monotonic()
-    try:
+    with naming_remote(remote.name):
         with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
             probe = probe_host(login, remote.python)
-            _print_probe(probe)
+            click.echo(f"{probe.system}, home {probe.home}")
+            _print_pythons(probe)
             named = remote.python
             if is_private:
                 with StderrProgress() as progress:
@@ -155,8 +156,6 @@ def _probe_remote(
                 probe = probe_host(login, named)
                 _print_pythons(probe)
         return probe.choose(named, remote.kernel)
-    except RemoterError as err:
-        raise err.at(remote.name) from err.__cause__
 
 
 def _try_kernel(remote: Remote) -> dict[str, Any]:
@@ -168,11 +167,6 @@ def _try_kernel(remote: Remote) -> dict[str, Any]:
         runner.stop()
     click.echo(f"Its kernel started in {runner.start_seconds:.1f} s, and ended again")
     return runner.kernel_info
-
-
-def _print_probe(probe: HostProbeResult) -> None:
-    click.echo(f"{probe.system}, home {probe.home}")
-    _print_pythons(probe)
 
 
 def _print_pythons(probe: HostProbeResult) -> None:

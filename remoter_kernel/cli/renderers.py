@@ -16,6 +16,7 @@ from remoter_kernel.local.history.executions import (
 )
 from remoter_kernel.local.history.transcript import display_text, traceback_text
 from remoter_kernel.local.run.runner import quit_status
+from remoter_kernel.plain_text import count_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,8 +155,8 @@ class NotebookRenderer:
         notebook = executed_notebook(self._notebook.text, self._runs, self.language_info)
         notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
         written = write_notebook(self._path, notebook, may_replace=self._may_replace)
-        cells = f"{len(self._runs)} cell{'s' * (len(self._runs) != 1)}"
-        click.echo(f"Ran {cells}; wrote {written}{moved_clause(self._path, written)}.", err=True)
+        moved = moved_clause(self._path, written)
+        click.echo(f"Ran {count_of(len(self._runs), 'cell')}; wrote {written}{moved}.", err=True)
 
 
 def moved_clause(path: Path, written: Path) -> str:

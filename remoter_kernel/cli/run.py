@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DETACH_HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
 LINK_LOST = "the link is lost; the code goes on there, and its output comes when the link is back."
+SEE_HELP = "See `remoter run --help`."
 EXIT_SIGNAL_BASE = 128  # and the signal's number: what shells say of a command that it has ended
 WHOLE_PATH = click.Path(path_type=Path)
 
@@ -82,35 +83,36 @@ def run(  # noqa: PLR0917 - click hands them over by name
             "-o, --timeout and --events need somebody here until the end.",
             "Without them: `remoter outputs SESSION --notebook OUT.ipynb` writes a notebook later.",
         )
-    if force and not output:
-        raise Usage(
-            "--force lets -o replace a file, and nothing else.", "See `remoter run --help`."
-        )
     if as_json and events:
-        raise Usage("Choose either --json or --events.", "See `remoter run --help`.")
+        raise Usage("Choose either --json or --events.", SEE_HELP)
     program = _read_program_from(file, code, arguments)
-    if output:
-        _check_output(program, output, force=force)
-    runner = Runner(SessionDialer(partial(find_remote, name), terminal_prompter()))
-    runner.dialer.session_request = replace(runner.dialer.session_request, script=program.name)
-    runner.dialer.on_slow_host = lambda sentence: click.echo(
-        f"remoter: {name}: {sentence}", err=True
-    )
+    _check_output(program, output, force=force)
+    runner = _runner_for(name, program)
     with _signal_handlers():
         if detach:
             _detach(name, runner, program, as_json=as_json)
-        else:
-            renderers = _renderers_for(program, output, force=force, as_json=as_json, events=events)
-            is_read = str(file) == "-"  # then no answer is left in stdin
-            ask = None if is_read else partial(_prompt_for_input, aside=as_json or events)
-            attached = _AttachedRun(name, runner, program, renderers)
-            code_there = attached.run(timeout or 0.0, ask)
-            raise click.exceptions.Exit(code_there)
+            return
+        renderers = _renderers_for(program, output, force=force, as_json=as_json, events=events)
+        ask = partial(_prompt_for_input, aside=as_json or events)
+        is_read = str(file) == "-"  # then stdin is at its end, and has no answers
+        attached = _AttachedRun(name, runner, program, renderers)
+        raise click.exceptions.Exit(attached.run(timeout or 0.0, None if is_read else ask))
+
+
+def _runner_for(name: str, program: Program) -> Runner:
+    dialer = SessionDialer(partial(find_remote, name), terminal_prompter())
+    dialer.session_request = replace(dialer.session_request, script=program.name)
+    dialer.on_slow_host = partial(_print_about, name)
+    return Runner(dialer)
+
+
+def _print_about(remote: str, sentence: str) -> None:
+    click.echo(f"remoter: {remote}: {sentence}", err=True)
 
 
 def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
     if (file is None) == (code is None):
-        raise Usage("Name either a file or code (-c).", "See `remoter run --help`.")
+        raise Usage("Name either a file or code (-c).", SEE_HELP)
     if code is not None:
         return code_program(code, arguments)
     assert file is not None  # noqa: S101 - one of both is there
@@ -119,7 +121,12 @@ def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str
     return read_program(file, arguments)
 
 
-def _check_output(program: Program, output: Path, *, force: bool) -> None:
+def _check_output(program: Program, output: Path | None, *, force: bool) -> None:
+    """Refuse, before anything runs, what could not be written after it."""
+    if output is None:
+        if force:
+            raise Usage("--force lets -o replace a file, and nothing else.", SEE_HELP)
+        return
     if program.notebook is None:
         raise Usage(
             f"-o writes the notebook that was run, and {program.name} is none.",
@@ -136,13 +143,9 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
 def _renderers_for(
     program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
 ) -> tuple[OutputRenderer, ...]:
-    told = (
-        JsonRenderer()
-        if as_json
-        else JsonLinesRenderer()
-        if events
-        else TerminalRenderer(only_errors=bool(output))
-    )
+    told: OutputRenderer = TerminalRenderer(only_errors=bool(output))
+    if as_json or events:
+        told = JsonRenderer() if as_json else JsonLinesRenderer()
     if output is None or program.notebook is None:
         return (told,)
     return (told, NotebookRenderer(program.notebook, output, may_replace=force))
@@ -248,7 +251,7 @@ class _AttachedRun:
 
 def _print_notices(runner: Runner) -> None:
     for notice in runner.notices:
-        click.echo(f"remoter: {runner.dialer.remote.name}: {notice}", err=True)
+        _print_about(runner.dialer.remote.name, notice)
 
 
 def _session_kept_error(runner: Runner, error: RemoterError) -> RemoterError:
@@ -276,8 +279,8 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
 
 def _warn_link_state(remote: str, seconds: float | None) -> None:
     """Say that the link is gone for longer than a moment, and when it is back."""
-    words = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
-    click.echo(f"remoter: {remote}: {words}", err=True)
+    back = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
+    _print_about(remote, back)
 
 
 @contextlib.contextmanager

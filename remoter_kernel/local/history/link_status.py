@@ -6,14 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from remoter_kernel.local.history.transcript import format_duration
-from remoter_kernel.plain_text import plain_text
+from remoter_kernel.plain_text import count_of, plain_text
 
 KIB = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LoginStatus:
+    """How a login was made; "": not known."""
+
+    transport: str = ""
+    why_transport: str = ""
+    cipher: str = ""
+    host_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LinkTraffic:
+    """What went over a link so far."""
+
+    losses: int = 0  # connections that were lost
+    round_trip: float | None = None
+    queue: int = 0  # messages that were sent, and not acknowledged
+    sent: int = 0  # bytes
+    received: int = 0
+
+
 @dataclass(frozen=True)
-class LinkStatus:
-    """What is known; None and the empty word mean: nothing. All times are in seconds."""
+class LinkStatus(_LoginStatus, _LinkTraffic):
+    """What is known of a link; None and "" mean: nothing. All times are in seconds."""
 
     state: str  # as `link.LinkState` calls it
     state_age: float  # how long it has been so
@@ -23,15 +44,6 @@ class LinkStatus:
     session: str = ""
     next_try: float | None = None
     last_error: str = ""
-    losses: int = 0
-    round_trip: float | None = None
-    queue: int = 0  # said here and not confirmed there
-    transport: str = ""
-    why_transport: str = ""
-    cipher: str = ""
-    host_key: str = ""
-    sent: int = 0  # bytes
-    received: int = 0
     keeps_session: bool = False  # does the session stay at shutdown?
     is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
@@ -107,7 +119,7 @@ def _format_link(status: LinkStatus) -> str:
             "" if status.next_try is None else f"; next try in {format_duration(status.next_try)}"
         )
         return f"down for {ago}{trial}"
-    cuts = f", after {status.losses} cut{'s' * (status.losses != 1)}" if status.losses else ""
+    cuts = f", after {count_of(status.losses, 'cut')}" if status.losses else ""
     return f"{status.state} for {ago}{cuts}"
 
 

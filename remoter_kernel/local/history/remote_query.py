@@ -1,4 +1,4 @@
-"""Asks remotes about their sessions: one command over SSH each time, no wire, no evaluator."""
+"""Asks remotes about their sessions: one command over SSH each time, without any evaluator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
+from remoter_kernel.errors import (
+    NoSuchSession,
+    ProtocolError,
+    RemoterError,
+    Unreachable,
+    Usage,
+    naming_remote,
+)
 from remoter_kernel.local.config.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.local.launch.launcher import (
     StrangeAnswer,
@@ -30,18 +37,17 @@ if TYPE_CHECKING:
     from remoter_kernel.local.login.login import Login
     from remoter_kernel.local.login.prompts import Prompter
 
-FOLLOW_WAIT = 20.0  # seconds that the far side waits for something new to tell
-LARGEST_ANSWER = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
-MOST_IN_MEMORY = 2 * 1024**3  # bytes, of what is kept in memory until all of it is read
+FOLLOW_WAIT = 20.0  # seconds that the remote waits for a new record before it answers
+LARGEST_ANSWER = 32 * 1024 * 1024  # bytes of one answer: `evaluator.query` sends no more
+MOST_IN_MEMORY = 2 * 1024**3  # bytes of a journal that is kept in memory until all is read
 
 
 class RemoteQuery:
     """A login on one remote, in order to ask."""
 
     def __init__(self, remote: Remote, prompter: Prompter | None = None) -> None:
-        """Remember; `open` logs in."""
         self.remote = remote
-        self.skipped = 0  # what was told as a session, and is none
+        self.skipped = 0  # entries of the last answer that are no sessions
         self._prompter = prompter
         self._login: Login | None = None
         self._local_host = LocalHost()
@@ -57,21 +63,21 @@ class RemoteQuery:
     def open(self) -> None:
         """Log in; a `RemoterError` names the remote."""
         self._check_cancelled()
+        on_try = self._on_login_started
         try:
-            if self.remote is THIS_MACHINE:
-                self._login = self._local_host.log_in()
-            else:
-                self._login = log_in_by_keeper(
-                    self.remote, self._prompter, on_try=self._on_login_started
-                )
-        except RemoterError as error:
+            with naming_remote(self.remote.name):
+                if self.remote is THIS_MACHINE:
+                    self._login = self._local_host.log_in()
+                else:
+                    self._login = log_in_by_keeper(self.remote, self._prompter, on_try=on_try)
+        except RemoterError:
             self.close()
-            raise error.at(self.remote.name) from error.__cause__
+            raise
 
     def _on_login_started(self, login: Login) -> None:
-        """Know a login that has only begun: it may have to be called off."""
+        """Keep a login that has only begun: `cancel` may have to close it."""
         self._login = login
-        if self._is_cancelled:  # since it was looked at
+        if self._is_cancelled:  # by another thread, since `open` checked
             login.close()
 
     def _check_cancelled(self) -> None:
@@ -79,7 +85,7 @@ class RemoteQuery:
             raise Unreachable("What was asked was called off.", remote=self.remote.name)
 
     def cancel(self) -> None:
-        """End what is asked just now, and ask nothing any more; from another thread."""
+        """End the query that is under way, and ask nothing any more; from another thread."""
         self._is_cancelled = True
         self.close()
 
@@ -98,16 +104,14 @@ class RemoteQuery:
         """Ask one thing; return the answer, and the bytes that follow it."""
         self._check_cancelled()
         assert self._login is not None  # noqa: S101 - between open and close there is one
-        try:
+        with naming_remote(self.remote.name):
             try:
                 return query_remote(self._login, self.remote, words)
-            except Unreachable:  # to ask does no harm: a network may be back by now
+            except Unreachable:  # a query changes nothing, and the network may be back by now
                 self._check_cancelled()
                 self.close()
                 self.open()
                 return query_remote(self._login, self.remote, words)
-        except RemoterError as error:
-            raise error.at(self.remote.name) from error.__cause__
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return what is known of each session there; `skipped` counts what has no id of one."""
@@ -126,7 +130,7 @@ class RemoteQuery:
 
 
 class SessionList(NamedTuple):
-    """What one remote told of its sessions, or why it could not."""
+    """The sessions of one remote, or why it could not be asked."""
 
     query: RemoteQuery
     sessions: list[dict[str, Any]]
@@ -145,7 +149,7 @@ def query_remotes(
         with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
             try:
                 listings = list(pool.map(_list_sessions, visits))
-            except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
+            except BaseException:  # Ctrl-C: else leaving the pool would wait for open questions
                 for visit in visits:
                     visit.cancel()
                 raise
@@ -169,7 +173,7 @@ def _list_sessions(visit: RemoteQuery) -> SessionList:
 
 
 def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
-    """Name a session once where two remotes are one host: by the remote that started it."""
+    """List a session once where two remotes are one host: for the remote that started it."""
     owners: dict[tuple[str, float], str] = {}
     for listing in listings:
         for session in listing.sessions:
@@ -193,7 +197,7 @@ def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
 
 @dataclass
 class SessionRef:
-    """A session, and the visit to the remote where it is."""
+    """A session, and the login to the remote where it is."""
 
     query: RemoteQuery
     about: dict[str, Any]
@@ -260,7 +264,7 @@ def locate_session(word: str, prompter: Prompter | None) -> Iterator[SessionRef]
 
 
 class JournalReader:
-    """Goes through a journal of the far side, in pieces; `follow`: until the session ends."""
+    """Reads a remote journal in pieces; `follow`: until the session ends."""
 
     def __init__(
         self,
@@ -272,21 +276,20 @@ class JournalReader:
         cells: Sequence[str] = (),
         most: int = 0,
     ) -> None:
-        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything.
+        """`only`: "events", "missed" (and all of the requests `cells`), or "": everything.
 
-        `most`: how many bytes are taken in all; 0: as many as there are.
+        `most`: how many bytes are read in all; 0: as many as there are.
         """
         self._ask = ask
         self._query = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
         self._follow = follow
         self.answer: dict[str, Any] = {}  # the last one
         self._most = most
-        self._journal_size = self._received = (
-            0  # bytes: of the journal, as it is told; of all answers
-        )
+        self._journal_size = 0  # bytes, the largest that the remote has named
+        self._received = 0  # bytes of all answers
 
     def _on_answer_size(self, size: int) -> int:
-        """Take an answer of so many bytes; return how large a record of that journal can be."""
+        """Count an answer of so many bytes; return how large a record of that journal can be."""
         told = self.answer["session"].get("journal")
         self._journal_size = max(self._journal_size, told if isinstance(told, int) else 0)
         self._received += size
@@ -309,7 +312,7 @@ class JournalReader:
             begin = {"after": after, "skip": len(rest), "place": place}
             answer, data = self._ask({**self._query, **begin, "wait": wait})
             self.answer = _validated(answer)
-            if len(data) == self.answer["bytes"]:  # else something was lost on the way
+            if len(data) == self.answer["bytes"]:  # else the host has cut it: `skip` must count
                 place = self.answer["place"]
             found, rest = split_entries(rest + data, self._on_answer_size(len(data)))
             for said in found:
@@ -321,7 +324,7 @@ class JournalReader:
 
 
 def _validated(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer about a journal with each word of the kind that it must be."""
+    """Return an answer about a journal with each value of the kind that it must be."""
     about = answer.get("session")
     if not describes_session(about):
         raise StrangeAnswer("it answered something that tells of no session.")
@@ -329,7 +332,7 @@ def _validated(answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "session": parse_session(about),
         "is_over": bool(answer.get("is_over")),
-        "place": answer.get("place"),  # means something there alone
+        "place": answer.get("place"),  # opaque: it is only sent back
         "bytes": as_count(answer.get("bytes")),
         "tails": {
             name: [plain_text(line) for line in lines]

@@ -21,6 +21,7 @@ from remoter_kernel.errors import (
     RemoteLacks,
     RemoterError,
     Unreachable,
+    naming_remote,
 )
 from remoter_kernel.local.config.remotes import Remote, remote_cwd
 from remoter_kernel.local.launch.launcher import (
@@ -148,10 +149,8 @@ class SessionDialer:
             if self._was_dialed and not self._must_locate:
                 self.tunnel.is_proven = self._ever_connected = True  # nobody has said otherwise
             self._was_dialed = False
-            try:
+            with naming_remote(self.remote.name):
                 endpoint = self._dial()
-            except RemoterError as error:
-                raise error.at(self.remote.name) from error.__cause__
             self._was_dialed = True
             return endpoint
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.local.history.link_status import format_size
-from remoter_kernel.plain_text import plain_text
+from remoter_kernel.plain_text import count_of, plain_text
 from remoter_kernel.transfer.framed_stream import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def progress_html(progress: TransferProgress) -> str:
 
 def transfer_summary(spec: TransferSpec, remote: str, result: TransferResult) -> str:
     """Say in a line what has been carried."""
-    files = "1 file" if result.files == 1 else f"{result.files} files"
+    files = count_of(result.files, "file")
     where = result.targets[0] if len(result.targets) == 1 else f"{spec.to or '.'}"
     place = escape_name(f"{remote}:{where}" if spec.is_put else where)
     said = f"{files}, {format_size(result.size)} in {result.seconds:.1f} s to {place}"
@@ -202,6 +202,5 @@ def first_error(troubles: Sequence[RemoterError]) -> RemoterError | None:
         return None
     first = troubles[0]
     if len(troubles) > 1:
-        more = len(troubles) - 1
-        first.advice += f" {more} other file{'s' * (more > 1)} had trouble, too."
+        first.advice += f" {count_of(len(troubles) - 1, 'other file')} had trouble, too."
     return first
