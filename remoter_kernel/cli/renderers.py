@@ -90,23 +90,16 @@ class JsonRenderer:
     """Collects outputs for one JSON document."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self._outputs: list[dict[str, Any]] = []
+        self._run = CellExecution("", "")  # all cells count as one
 
     def show(self, _piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
-        """Keep one output in the words of a notebook file."""
-        words = _output_fields(kind, content)
-        if kind == "stream":
-            last = self._outputs[-1] if self._outputs else {}
-            if (last.get("output_type"), last.get("name")) == ("stream", words["name"]):
-                last["text"] += words["text"]
-                return
+        """Keep one output as a notebook file has it."""
         if kind in OUTPUT_TYPES:
-            self._outputs.append({"output_type": kind, **words})
+            self._run.add({"output_type": kind, **_output_fields(kind, content)})
 
     def finish(self, result: RunResult) -> None:
         """Print the document."""
-        words = {**result._asdict(), "outputs": self._outputs}
+        words = {**result._asdict(), "outputs": self._run.outputs}
         if not result.error:
             del words["error"]
         click.echo(json.dumps(words, indent=2))
