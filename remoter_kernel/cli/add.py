@@ -45,15 +45,13 @@ def _read_as_toml(_: click.Context, option: click.Parameter, value: Any) -> Any:
             _parse_pairs(words) if option.name == "env" else words
         )
     except ValueError as err:
-        msg = f"must be {err}."
-        raise click.BadParameter(msg) from err
+        raise click.BadParameter(f"must be {err}.") from err
 
 
 def _parse_pairs(words: list[str]) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in words)
     if not all("=" in word for word in words):
-        msg = "NAME=VALUE"
-        raise ValueError(msg)
+        raise ValueError("NAME=VALUE")
     return pairs
 
 

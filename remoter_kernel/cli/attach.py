@@ -16,6 +16,7 @@ import click
 from remoter_kernel.cli.params import complete_session
 from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
+from remoter_kernel.local.config.kernelspec import proxy_argv
 from remoter_kernel.local.history.remote_query import SessionRef, locate_session
 from remoter_kernel.local.session.dialer import THIS_MACHINE
 
@@ -37,10 +38,11 @@ def attach(session: str) -> None:
             )
     with tempfile.TemporaryDirectory(prefix="remoter-attach-") as folder:
         _write_kernelspec(Path(folder) / "kernels" / SPEC_NAME, found)
-        # Not `--existing`: a console interrupts only a kernel that it has started.
+        # Not `--existing`: jupyter_console interrupts only a kernel that it has started.
         path = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
         command = [sys.executable, "-P", "-m", "jupyter_console", "--kernel", SPEC_NAME]
-        before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the console
+        # Ctrl-C comes to both processes of the terminal, and is for the console.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
             ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
         finally:
@@ -52,9 +54,8 @@ def attach(session: str) -> None:
 def _write_kernelspec(folder: Path, found: SessionRef) -> None:
     remote = found.query.remote
     named = [] if remote is THIS_MACHINE else ["--remote", remote.name]
-    argv = [sys.executable, "-P", "-m", "remoter_kernel", "-f", "{connection_file}", *named]
     spec = {
-        "argv": [*argv, "--session", found.id],
+        "argv": proxy_argv(*named, "--session", found.id),
         "display_name": f"{remote.name}/{found.id}",
         "language": "python",
         "interrupt_mode": "message",

@@ -1,4 +1,4 @@
-"""The command `remoter`: finds the verb, and is the one place where errors become words."""
+"""The command `remoter`: finds the verb, and prints errors, which nothing else does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXIT_INTERNAL_ERROR = 1
 
 
 class Verb(NamedTuple):
-    """Where a verb lives. Its module is imported when it is used: `list` needs no SSH."""
+    """Where a verb is. Its module is imported when it is used: `list` needs no SSH."""
 
     module: str
     function: str
@@ -61,7 +61,7 @@ VERBS = {
 
 @dataclass
 class CliContext:
-    """How this one call of the command is to speak."""
+    """Options of the whole command."""
 
     debug: bool = False
 
@@ -166,7 +166,9 @@ class LazyGroup(click.Group):
 
 
 def _internal_error(cli_context: CliContext, err: Exception) -> str:
-    if isinstance(err, OSError) and err.errno == errno.ENOSPC:  # other files' trouble has its words
+    if (
+        isinstance(err, OSError) and err.errno == errno.ENOSPC
+    ):  # of stdout: for files there are errors
         return f"What is to be printed cannot be written: {err.strerror}."
     advice = "" if cli_context.debug else " With --debug it shows where; please report that."
     return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"
@@ -175,21 +177,21 @@ def _internal_error(cli_context: CliContext, err: Exception) -> str:
 def _print_error(cli_context: CliContext, err: Exception, sentence: str, code: int) -> int:
     lines = traceback.format_exception(err) if cli_context.debug else []
     with contextlib.suppress(OSError):  # the terminal may be gone
-        # Also words of libraries, which know no errors of ours, may come from there.
+        # An exception of a library may quote the remote, too.
         said = "".join([*lines, f"remoter: {sentence}"])
         click.echo(plain_text(said, keeps_lines=True), err=True)
     return code
 
 
 def _open_streams() -> None:
-    """Let there be three streams: a program without a console starts us with none."""
+    """Open what is missing of stdin, stdout, stderr: pythonw.exe of Windows has none."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - to the end
 
 
 def _use_utf8() -> None:
-    """Let no sign be an error: a file or a pipe speaks UTF-8, a terminal what it can."""
+    """Let no character be an error: write UTF-8 to a file or a pipe, to a terminal what it can."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"

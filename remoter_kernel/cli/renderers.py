@@ -1,4 +1,4 @@
-"""How what code says there is shown here: at a terminal, as JSON, in a notebook."""
+"""How outputs are shown: at a terminal, as JSON, in a notebook."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class RunResult(NamedTuple):
 
 
 class OutputRenderer(Protocol):
-    """Somebody who is told of all outputs, and of the end."""
+    """Whoever shows all outputs, and the end."""
 
     def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
-        """Show one output of a piece of the code."""
+        """Show one output of a cell."""
 
     def finish(self, result: RunResult) -> None:
-        """Hear how it ended."""
+        """Show how it ended."""
 
 
 class TerminalRenderer:
     """Shows outputs as they come: text to stdout, errors to stderr."""
 
     def __init__(self, *, only_errors: bool = False) -> None:
-        """Remember."""
+        """`only_errors`: a notebook is written, which has the rest."""
         self._only_errors = only_errors
 
     def show(self, _piece: CodeCell | None, kind: str, content: dict[str, Any]) -> None:
@@ -123,7 +123,6 @@ class NotebookRenderer:
     """Writes the notebook as it is after its run, whatever has become of it."""
 
     def __init__(self, notebook: NotebookText, path: Path, *, may_replace: bool = False) -> None:
-        """Remember what was read, and where to write."""
         self._may_replace = may_replace
         self._notebook = notebook
         self._path = path

@@ -152,13 +152,13 @@ def _renderers_for(
 
 
 def _submit(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
-    """Ask for all pieces at once: they run to their end whatever becomes of us."""
+    """Send all cells at once: they run to their end, though this machine goes away."""
     runner.run_silently(program.preamble(runner.language))
     return [runner.submit(piece, partial(show, piece), ask) for piece in program.cells]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
-    """Start it there, say how it is called, and leave."""
+    """Start it there, print its id, and leave."""
     trouble: RemoterError | None = None
     try:
         runner.start()
@@ -185,7 +185,7 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
 
 
 class _AttachedRun:
-    """One run that is watched from here."""
+    """One run whose outputs are shown here."""
 
     def __init__(
         self, remote: str, runner: Runner, program: Program, renderers: tuple[OutputRenderer, ...]
@@ -197,15 +197,17 @@ class _AttachedRun:
         self._cells: list[SubmittedCell] = []
 
     def run(self, timeout: float, ask: Ask | None) -> int:
-        """Run it to its end, tell of that, and return the exit code."""
+        """Run it to its end, show that, and return the exit code."""
         runner = self._runner
         runner.on_ctrl_c = self._schedule_hint
-        runner.on_loss = partial(_warn_link_state, self._remote)
+        runner.on_loss = partial(_print_link_state, self._remote)
         try:
             try:
                 runner.start()
                 _print_notices(runner)
-                self._set_language_info()
+                for each in self._renderers:
+                    if isinstance(each, NotebookRenderer):
+                        each.language_info = language_info_of(runner.kernel_info)
                 self._cells = _submit(runner, self._program, self._show, ask)
                 runner.wait(timeout)
             except LeftRunning:
@@ -231,22 +233,15 @@ class _AttachedRun:
         for each in self._renderers:
             each.show(piece, kind, content)
 
-    def _set_language_info(self) -> None:
-        for each in self._renderers:
-            if isinstance(each, NotebookRenderer):
-                each.language_info = language_info_of(self._runner.kernel_info)
-
     def _finish(self, status: str, code: int, error: str = "") -> None:
         ending = RunResult(self._remote, self._runner.session, status, code, error)
         for each in self._renderers:
             each.finish(ending)
 
     def _schedule_hint(self) -> None:
-        self._runner.reactor.call_later(DETACH_HINT_AFTER, self._print_hint)
-
-    def _print_hint(self) -> None:
+        hint = partial(click.echo, "Interrupted. Ctrl-C again leaves it running there.", err=True)
         if sys.stderr.isatty():
-            click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
+            self._runner.reactor.call_later(DETACH_HINT_AFTER, hint)
 
 
 def _print_notices(runner: Runner) -> None:
@@ -255,16 +250,16 @@ def _print_notices(runner: Runner) -> None:
 
 
 def _session_kept_error(runner: Runner, error: RemoterError) -> RemoterError:
-    """Say that what runs there is not lost with the link."""
+    """Add to an error of the link that the session goes on."""
     what, advice = runner.reattach_hint("goes on there")
     error.advice = f"{error.advice} {what} {advice}".strip()
     return error
 
 
 def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
-    """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
+    """Answer `input()` of the code as it would here; `aside`: stdout is for JSON alone."""
     prompt = plain_text(prompt, keeps_lines=True)
-    if terminal_prompter() is not None:  # a login may ask here, too: each has its turn
+    if terminal_prompter() is not None:  # a login may ask here, too: one after the other
         if not (aside or is_secret or sys.stdout.isatty()):  # the prompt is a part of the output
             click.echo(prompt, nl=False)
             prompt = ""
@@ -277,8 +272,8 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
     return input(prompt)
 
 
-def _warn_link_state(remote: str, seconds: float | None) -> None:
-    """Say that the link is gone for longer than a moment, and when it is back."""
+def _print_link_state(remote: str, seconds: float | None) -> None:
+    """Print that the link is lost (None), or back after so many seconds."""
     back = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
     _print_about(remote, back)
 
@@ -299,7 +294,7 @@ def _signal_handlers() -> Iterator[None]:
     numbers = {getattr(signal, name): act for name, act in actions.items() if hasattr(signal, name)}
     before = {number: signal.getsignal(number) for number in numbers}
     for number, act in numbers.items():
-        if before[number] is signal.SIG_DFL:  # `nohup` means what it says
+        if before[number] is signal.SIG_DFL:  # `nohup` has set SIG_IGN, which stays
             signal.signal(number, act)
     try:
         yield

@@ -183,22 +183,19 @@ class PartialFile:
             self.discard()
             reason = "it arrived damaged: its checksum is another one"
             raise FileTrouble(self.place, reason, TroubleCode.DAMAGED)
-        if not self._is_same:
+        if self._is_same:
+            set_mode_and_time(self.place, self.entry, self._mask, mode_of(self.place))
+        else:
             os.ftruncate(self._file, self._position)  # zeros at its end were never written
             if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
                 self._close()
             set_mode_and_time(self._path, self.entry, self._mask, mode_of(self.place))
-            self._rename()
+            try:
+                os.replace(self._path, self.place)
+            except OSError as error:
+                raise trouble_from_os(error, self.place) from None
+            self._is_locked = False
             self._close()  # not before: who waits for the lock must find the name gone
-        else:
-            set_mode_and_time(self.place, self.entry, self._mask, mode_of(self.place))
-
-    def _rename(self) -> None:
-        try:
-            os.replace(self._path, self.place)
-        except OSError as error:
-            raise trouble_from_os(error, self.place) from None
-        self._is_locked = False
 
     def keep_for_resume(self) -> None:
         """Leave what is there to the next try, unless it is too small to be asked for."""

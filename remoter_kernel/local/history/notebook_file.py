@@ -44,10 +44,10 @@ class NotebookText:
     def __init__(self, path: Path) -> None:
         """Read it; `HereLacks` if it cannot be read, `Usage` if it is no known notebook."""
         self.path = path
-        with naming_file(path, "read", "Name a notebook file (.ipynb) of this machine."):
-            with path.open("rb") as file:
-                content = file.read()
-                self.saved = os.fstat(file.fileno()).st_mtime  # seconds since 1970
+        advice = "Name a notebook file (.ipynb) of this machine."
+        with naming_file(path, "read", advice), path.open("rb") as file:
+            content = file.read()
+            self.saved = os.fstat(file.fileno()).st_mtime  # seconds since 1970
         try:
             self.text = content.decode()  # with its line ends, which `with_outputs` keeps
             notebook = json.loads(self.text)
@@ -127,7 +127,7 @@ def check_destination(path: Path, *, may_replace: bool = False) -> None:
         if path.exists() and not may_replace:
             raise Usage(f"{path} is there already.", "Name a new file, or replace it with --force.")
         check_writable(path)
-        # Whether a file can be put into a folder, only trying tells: there are ACLs, and full disks.
+        # Whether a file can be put into a folder, only trying tells: there are ACLs, full disks.
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
 

@@ -61,14 +61,11 @@ class NotebookIdentity:
         with contextlib.ExitStack() as turn:
             if self.machine and is_notebook_file(self.notebook):
                 with contextlib.suppress(OSError, CannotWrite):  # then a fresh session is begun
-                    turn.enter_context(file_lock(self._lock_path()))
+                    name = hashlib.sha256(self.notebook.encode()).hexdigest()[:LOCK_DIGITS]
+                    turn.enter_context(file_lock(state_folder() / "turns" / name))
                     words["cells"] = cell_fingerprints(Path(self.notebook))
                     words["fronts"] = tuple(sorted(live_kernel_ids()))
             yield words
-
-    def _lock_path(self) -> Path:
-        name = hashlib.sha256(self.notebook.encode()).hexdigest()[:LOCK_DIGITS]
-        return state_folder() / "turns" / name
 
 
 def mark_local_files(others: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
@@ -128,23 +125,17 @@ def cell_fingerprints(path: Path) -> tuple[str, ...]:
             return ()
         notebook = json.loads(path.read_bytes())
         cells = notebook["cells"][:MOST_CELLS]
-        return (*_cell_ids(cells), *_source_hashes(cells))
+        cells = [cell for cell in cells if isinstance(cell, dict)]
+        ids = (cell.get("id") for cell in cells)
+        own = (name for name in ids if isinstance(name, str) and _CELL_ID.fullmatch(name))
+        return (*own, *_source_hashes(cells))
     except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError):
         return ()
 
 
-def _cell_ids(cells: Any) -> list[str]:
-    names = [cell.get("id") for cell in cells if isinstance(cell, dict)]
-    return [name for name in names if isinstance(name, str) and _CELL_ID.fullmatch(name)]
-
-
-def _source_hashes(cells: Any) -> list[str]:
+def _source_hashes(cells: list[dict[str, Any]]) -> list[str]:
     """Hash the sources of code cells; nbformat allows a text, or a list of its lines."""
-    sources = [
-        cell.get("source")
-        for cell in cells
-        if isinstance(cell, dict) and cell.get("cell_type") == "code"
-    ]
+    sources = [cell.get("source") for cell in cells if cell.get("cell_type") == "code"]
     texts = ["".join(source) if isinstance(source, list) else source for source in sources]
     return [mark for text in texts if isinstance(text, str) and (mark := source_hash(text))]
 
