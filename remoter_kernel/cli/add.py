@@ -1,4 +1,4 @@
-"""The verb `add`: log in once, look around, and write a remote down."""
+"""The verb `add`: logs in once, finds the Pythons there, and writes remote and kernelspec."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _toml_option(
 @click.option(
     "--remember", is_flag=True, help="Keep what the login asks for in the system's keyring."
 )
-@click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
+@click.option("--default", "make_default", is_flag=True, help="Make this the default remote.")
 @click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")
 @click.option("--no-check", is_flag=True, help="Write it down without logging in.")
 @click.option("--install", is_flag=True, help="Make a Python environment of its own there.")
@@ -103,7 +103,8 @@ def add(name: str, host: str | None, **given: Any) -> None:
     language, debugger = kernelspec.language_of(remote), False
     if not no_check:
         python, kernel = _probe_remote(remote, is_private=install, is_offline=offline)
-        chosen = "" if install else remote.python  # what was named is what it stands on
+        # With --install, the Python that was named is only the base of the environment.
+        chosen = "" if install else remote.python
         remote = dataclasses.replace(remote, python=chosen or python.path)
         language, debugger = kernel.language, kernel.debugger
         remotes.remember_kernel_info(remote, _try_kernel(remote))
@@ -117,7 +118,7 @@ def add(name: str, host: str | None, **given: Any) -> None:
 
 
 def _remote_from_options(name: str, host: str, given: dict[str, Any], *, replace: bool) -> Remote:
-    """Make the remote that the words ask for, before any login."""
+    """Make the remote of these options, before any login."""
     if not remotes.is_name(name):
         raise Usage(f"{name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
     if not replace and name in remotes.read_remotes().all:
@@ -134,7 +135,7 @@ def _remote_from_options(name: str, host: str, given: dict[str, Any], *, replace
 def _probe_remote(
     remote: Remote, *, is_private: bool, is_offline: bool
 ) -> tuple[FoundPython, RemoteKernelspec]:
-    """Log in, look around, say what is there; return what the remote will run.
+    """Log in, print which Pythons are there; return the Python and kernel that the remote will run.
 
     `is_private`: in an environment of its own, which is made if need be.
     """
@@ -157,13 +158,13 @@ def _probe_remote(
 
 
 def _try_kernel(remote: Remote) -> dict[str, Any]:
-    """Start the kernel once; its `kernel_info` is what Jupyter hears before the next login."""
+    """Start the kernel once; its `kernel_info` answers Jupyter before the next login."""
     runner = Runner(SessionDialer(lambda: remote, terminal_prompter()))
     try:
         runner.start()
     finally:
         runner.stop()
-    click.echo(f"Its kernel started in {runner.start_seconds:.1f} s, and ended again")
+    click.echo(f"Test: a kernel started there in {runner.start_seconds:.1f} s")
     return runner.kernel_info
 
 

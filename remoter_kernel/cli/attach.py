@@ -18,6 +18,7 @@ from remoter_kernel.cli.terminal import terminal_prompter
 from remoter_kernel.errors import NoSuchSession, Usage
 from remoter_kernel.local.config.kernelspec import proxy_argv
 from remoter_kernel.local.history.remote_query import SessionRef, locate_session
+from remoter_kernel.local.launch.launcher import is_over
 from remoter_kernel.local.session.dialer import THIS_MACHINE
 
 SPEC_NAME = "remoter-attached"
@@ -30,7 +31,7 @@ def attach(session: str) -> None:
     if importlib.util.find_spec("jupyter_console") is None:
         raise Usage("The Jupyter console is not installed here.", "pip install jupyter-console")
     with locate_session(session, terminal_prompter()) as found:
-        if found.about["state"] in {"ended", "dead"}:
+        if is_over(found.about):
             raise NoSuchSession(
                 f"Session {found.id} is over. {found.about['why']}".rstrip(),
                 f"`remoter outputs {found.id}` shows what it said.",

@@ -94,8 +94,7 @@ def _remove_remote_env(name: str) -> None:
     from remoter_kernel.local.launch.remote_venv import remove_venv
     from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 
-    remote = remotes.find_remote(name)
-    assert remote is not None  # noqa: S101 - None is only for "no name given"
+    remote = remotes.named_remote(name)
     with (
         naming_remote(name),
         contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
-EXIT_SIGPIPE = 141  # and of one whose output nobody reads any more
+EXIT_SIGPIPE = 141  # and of one that SIGPIPE ended, as its output was not read any more
 EXIT_INTERNAL_ERROR = 1
 
 
@@ -39,10 +39,12 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "add": Verb("add", "add", "Log in once, look around, and write a remote down."),
+    "add": Verb(
+        "add", "add", "Add a remote: log in, find its Pythons, and create the Jupyter kernel."
+    ),
     "list": Verb("list_remove", "list_remotes", "Show which remotes there are."),
-    "remove": Verb("list_remove", "remove", "Forget a remote and its kernelspec."),
-    "check": Verb("check", "check", "Go to a remote step by step; say what to do about a failure."),
+    "remove": Verb("list_remove", "remove", "Remove a remote and its Jupyter kernel."),
+    "check": Verb("check", "check", "Test a remote step by step, and explain what fails."),
     "sessions": Verb("sessions", "sessions", "Show which sessions there are, and how they are."),
     "attach": Verb("attach", "attach", "Open a console on a session."),
     "stop": Verb("stop", "stop", "End sessions, busy ones too."),
@@ -54,7 +56,7 @@ VERBS = {
     "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
     "put": Verb("put_get", "put", "Send files there; goes on where it was after a cut."),
     "get": Verb("put_get", "get", "Fetch files from there."),
-    "completion": Verb("completion", "completion", "Let a shell complete remoter's words."),
+    "completion": Verb("completion", "completion", "Print the shell completion script."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }
 
@@ -122,7 +124,7 @@ class LazyGroup(click.Group):
         return verbs + options
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a verb; one whose output nobody reads any more (`| head`) ends without a word."""
+        """Run a verb; exit without a word once its output is not read any more (`| head`)."""
         try:
             return super().invoke(context)
         except BrokenPipeError:

@@ -81,7 +81,7 @@ def _check_options(notebook: Path | None, into: Path | None, *, force: bool) -> 
 
 
 def _replay(found: SessionRef, *, follow: bool) -> None:
-    """Show what a script says, and end as it does."""
+    """Show the outputs of a script, and exit with its exit code."""
     terminal, verdict = TerminalRenderer(), ExitCodeTracker()
     reading = found.read_journal(follow=follow)
     for said in reading:

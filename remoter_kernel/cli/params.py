@@ -36,7 +36,7 @@ class DurationParam(click.ParamType):  # type: ignore[type-arg] # it has none in
         except ValueError as error:
             self.fail(f"Write {error}.", param, context)
         if seconds <= 0:
-            self.fail("Write more than nothing.", param, context)
+            self.fail("Write a time of more than 0.", param, context)
         return seconds
 
 

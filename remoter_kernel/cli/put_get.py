@@ -10,9 +10,9 @@ import click
 
 from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
-from remoter_kernel.cli.terminal import terminal_prompter
+from remoter_kernel.cli.terminal import raise_first, terminal_prompter
 from remoter_kernel.errors import Usage, naming_remote
-from remoter_kernel.local.config.remotes import find_remote, remote_cwd
+from remoter_kernel.local.config.remotes import named_remote, remote_cwd
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.transfer.file_transfer import Transfer
 from remoter_kernel.local.transfer.transfer_progress import (
@@ -56,9 +56,10 @@ def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
     verb = "put" if is_put else "get"
     if len(words) < 2:  # noqa: PLR2004 - one from, one to
-        raise Usage("Name what to carry, and where to.", f"See `remoter {verb} --help`.")
-    remote = find_remote(name)
-    assert remote is not None  # noqa: S101 - it has a name
+        raise Usage(
+            "The destination is missing.", f"Write: remoter {verb} NAME FILE... DESTINATION"
+        )
+    remote = named_remote(name)
     there = remote_cwd(remote.cwd, remote.path_map, Path.cwd(), Path.home())
     *sources, to = words
     spec = TransferSpec(
@@ -81,8 +82,5 @@ def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: 
         click.echo(f"Left out: {line}", err=True)
     if result.has_arrived:
         click.echo(transfer_summary(spec, name, result), err=True)
-    for trouble in result.troubles[1:]:
-        click.echo(f"remoter: {trouble}", err=True)
     first = first_error(result.troubles)
-    if first is not None:
-        raise first
+    raise_first([first, *result.troubles[1:]] if first else [])

@@ -81,7 +81,7 @@ class TerminalRenderer:
 
 
 def _output_fields(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what a kernel says as JSON can have it; a stream has a name and a text."""
+    """Return the content of an output as JSON can have it; a stream has a name and a text."""
     kept: dict[str, Any] = as_json_value(content)
     return {**kept, **stream_of(content)} if kind == "stream" else kept
 

@@ -111,11 +111,12 @@ def _print_about(remote: str, sentence: str) -> None:
 
 
 def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
-    if (file is None) == (code is None):
+    if file and code is not None:
         raise Usage("Name either a file or code (-c).", SEE_HELP)
     if code is not None:
         return code_program(code, arguments)
-    assert file is not None  # noqa: S101 - one of both is there
+    if file is None:
+        raise Usage("Name a file or code (-c).", "Put the remote first: remoter run NAME train.py")
     if str(file) == "-":
         return code_program(decode_script(sys.stdin.buffer.read(), "stdin"), arguments, "-")
     return read_program(file, arguments)

@@ -31,6 +31,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from remoter_kernel.errors import RemoterError
     from remoter_kernel.local.login.prompts import Prompt, Prompter
 
 _prompt_lock = threading.Lock()  # several logins may ask; a person answers one at a time
@@ -48,7 +49,7 @@ class TerminalPrompter:
     """Asks on stderr: stdout is for the command's output."""
 
     def __init__(self, command: str = "remoter") -> None:
-        """`command`: what a person at another place is told that asks here."""
+        """`command`: what asks here, for a person who is asked at another place."""
         self._command = command
 
     @property
@@ -157,6 +158,14 @@ def terminal_prompter() -> Prompter | None:
         return None
     context = click.get_current_context(silent=True)
     return TerminalPrompter(context.command_path if context else "remoter")
+
+
+def raise_first(errors: Sequence[RemoterError]) -> None:
+    """End the command with the first error, if there is one; print the others before it."""
+    for error in errors[1:]:
+        click.echo(f"remoter: {error}", err=True)
+    if errors:
+        raise errors[0]
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -29,7 +29,7 @@ _mask_lock = threading.Lock()
 
 
 class PartialFile:
-    """A file on its way to `place`; what is there of it stays when its transfer is cut."""
+    """A file that is being received to `place`; what has arrived stays when the transfer is cut."""
 
     def __init__(self, place: str, entry: FileEntry, mask: int) -> None:
         """`find_resumable` or `open_at` opens it. `mask` is the umask."""

@@ -108,7 +108,7 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
 def _expand(word: str, folder: str, left_out: list[str]) -> list[str]:
     """Return the paths that a word means; a file may be called like a pattern.
 
-    What only matched a pattern may be something that cannot be sent: nobody has asked for that.
+    A match that cannot be sent (a socket, a dead link) is left out: it was not named by itself.
     """
     try:
         path = full_path(word, folder)
@@ -201,7 +201,7 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
 
 
 def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
-    """Add a link that leads to something inside; say so of any other."""
+    """Add a link that leads to something inside; list any other as left out."""
     try:
         about = os.stat(place)
         target = os.path.realpath(place)
@@ -238,7 +238,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
-    """Return what is said of a file or folder."""
+    """Return the entry of a file or folder."""
     return FileEntry(
         path,
         kind,
@@ -249,7 +249,7 @@ def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
 
 
 def trouble_from_os(error: Exception, path: str) -> FileTrouble:
-    """Rename what the system says of a file."""
+    """Make a trouble of an error of the operating system."""
     known = {
         FileNotFoundError: TroubleCode.MISSING,
         PermissionError: TroubleCode.FORBIDDEN,

@@ -54,12 +54,12 @@ if TYPE_CHECKING:
 
     from remoter_kernel.transfer.framed_stream import FramedStream
 
-MOST_AHEAD = 1024  # files that a sender may tell ahead of their bytes
-PAUSE = 0.002  # seconds: what comes meanwhile is acknowledged together
+MOST_AHEAD = 1024  # files that a sender may announce ahead of their bytes
+PAUSE = 0.002  # seconds to wait for more frames, which are acknowledged together
 ACK_EACH = 256 * 1024  # bytes
 ACK_AFTER = 0.003  # seconds: each acknowledgement wakes four processes, so a fast path has fewer
 
-MOST_CHECKED = 10_000  # folders that are known to be inside
+MOST_CHECKED = 10_000  # folders that are remembered as checked
 LEADS_OUT = "a link that is there leads out of the folder that is to be written"
 
 
@@ -349,7 +349,7 @@ class Receiver:
 
 
 class OfferedSource(NamedTuple):
-    """What a sender says of a source."""
+    """A source, as the sender lists it."""
 
     name: str
     is_folder: bool
@@ -364,7 +364,7 @@ class TransferTarget(NamedTuple):
 
 
 def read_sources(tops: object) -> list[OfferedSource]:
-    """Read what a sender says of its sources; ProtocolError if that is nonsense."""
+    """Read the sources of a START; ProtocolError if they are nonsense."""
     if not isinstance(tops, list) or not tops:
         raise ProtocolError("A start without sources.")
     sources = []

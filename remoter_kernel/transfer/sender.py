@@ -344,7 +344,7 @@ class Sender:
         self._settled[announced.place] = False
         append_trouble(self.troubles, trouble)
 
-    # --- what the other end says ---
+    # --- from the other end ---
 
     def _wait_for(self, word: FrameType) -> dict[str, Any]:
         with self._changed:
@@ -416,7 +416,7 @@ class Sender:
     def _on_failed(self, words: dict[str, Any]) -> None:
         trouble = trouble_from_dict(words)
         announced = self._run.in_flight.pop(number_of(words), None)
-        if announced is None:  # a folder, or a link; told in each run
+        if announced is None:  # a folder, or a link; each run repeats it
             if str(trouble) not in self._reported_failures:
                 append_trouble(self.troubles, trouble)
                 self._reported_failures.add(str(trouble))

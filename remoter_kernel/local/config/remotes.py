@@ -29,19 +29,7 @@ from remoter_kernel.local.private_files import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = [
-    "Remote",
-    "Remotes",
-    "config_path",
-    "delete_remote",
-    "find_remote",
-    "is_name",
-    "last_kernel_info",
-    "read_remotes",
-    "remember_kernel_info",
-    "state_folder",
-    "write_remote",
-]
+__all__ = ["Remote", "Remotes", "is_name", "state_folder"]  # which others import from here
 
 NOTEBOOK_FOLDER = "notebook"
 HOME = "~"
@@ -68,12 +56,10 @@ def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
 
     None means: none was named, and none is configured.
     """
+    if name is not None:
+        return named_remote(name, path)
     path = path or config_path()
     remotes = read_remotes(path)
-    if name is not None:
-        if name in remotes.all:
-            return remotes.all[name]
-        raise _unknown_remote(name, remotes, path)
     if remotes.default is not None:
         return remotes.all[remotes.default]
     if len(remotes.all) > 1:
@@ -83,6 +69,15 @@ def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
             f'Name one, or put default = "NAME" at the top of {path}.',
         )
     return next(iter(remotes.all.values()), None)
+
+
+def named_remote(name: str, path: Path | None = None) -> Remote:
+    """Return the remote of this name; `Usage` if there is none."""
+    path = path or config_path()
+    remotes = read_remotes(path)
+    if name not in remotes.all:
+        raise _unknown_remote(name, remotes, path)
+    return remotes.all[name]
 
 
 def write_remote(
@@ -141,7 +136,8 @@ def _read_file(path: Path) -> str:
     except OSError as err:
         reason = err.strerror or str(err)
         raise BadConfiguration(
-            f"{path} cannot be read: {reason}.", "See to that, or name another in REMOTER_CONFIG."
+            f"{path} cannot be read: {reason}.",
+            "Check its permissions, or name another file in REMOTER_CONFIG.",
         ) from err
 
 

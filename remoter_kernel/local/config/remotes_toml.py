@@ -120,13 +120,13 @@ def _read_nonempty_text(value: object) -> str:
 
 def _read_lines(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise ValueError('a list of texts, such as ["module load cuda"]')
+        raise ValueError('a list of strings, such as ["module load cuda"]')
     return tuple(value)
 
 
 def _read_environment(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
-        raise ValueError('names with texts, such as { OMP_NUM_THREADS = "8" }')
+        raise ValueError('a table of names and strings, such as { OMP_NUM_THREADS = "8" }')
     for name in value:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"names that a shell can export, which {name!r} is not")

@@ -177,7 +177,7 @@ def _count(value: object) -> int | None:
 
 
 def language_info_of(kernel_info: dict[str, Any]) -> dict[str, Any]:
-    """Return what a kernel says of its language, as a notebook file may have it."""
+    """Return a kernel's language_info as nbformat's schema has it."""
     told = kernel_info.get("language_info")
     info = as_json_value(told) if isinstance(told, dict) else {}
     for key in ("file_extension", "mimetype", "pygments_lexer"):
@@ -243,7 +243,7 @@ def executed_notebook(
     return notebook
 
 
-# Into a notebook that is there ------------------------------------------------------------
+# Into a notebook that exists --------------------------------------------------------------
 
 
 class NotebookCellUpdate(NamedTuple):

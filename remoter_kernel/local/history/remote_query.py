@@ -43,7 +43,7 @@ MOST_IN_MEMORY = 2 * 1024**3  # bytes of a journal that is kept in memory until 
 
 
 class RemoteQuery:
-    """A login on one remote, in order to ask."""
+    """A login to one remote, for queries about its sessions."""
 
     def __init__(self, remote: Remote, prompter: Prompter | None = None) -> None:
         self.remote = remote
@@ -51,7 +51,7 @@ class RemoteQuery:
         self._prompter = prompter
         self._login: Login | None = None
         self._local_host = LocalHost()
-        self._is_cancelled = False  # does nobody wait for an answer any more?
+        self._is_cancelled = False  # by `cancel`
 
     def __enter__(self) -> Self:
         self.open()
@@ -306,7 +306,7 @@ class JournalReader:
         return min(self._journal_size, MOST_ITEM)
 
     def __iter__(self) -> Iterator[JournalEntry]:
-        """Yield what was said, in order."""
+        """Yield the records in order."""
         after, rest, wait, place = 0, b"", 0.0, None
         while True:
             begin = {"after": after, "skip": len(rest), "place": place}

@@ -6,7 +6,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.launch.launcher import as_timestamp
+from remoter_kernel.local.launch.launcher import as_timestamp, is_over
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
 from remoter_kernel.protocol.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
@@ -141,7 +141,7 @@ class SessionLogFormatter:
     def last_line(self, about: dict[str, Any]) -> str | None:
         """Return the last line, if the session is over."""
         self.has_failure |= about["state"] == "dead"
-        if about["state"] not in {"ended", "dead"}:
+        if not is_over(about):
             return None
         return log_line(about["since"], f"The session is over. {about['why']}".rstrip())
 

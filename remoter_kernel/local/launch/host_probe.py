@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROBE_MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
 MOST_READ = 64 * 1024  # bytes of an answer that is none of ours
-PROBE_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
+PROBE_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments may take a minute
 
 
 @dataclass(frozen=True)

@@ -448,6 +448,11 @@ def parse_session(answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_over(session: dict[str, Any]) -> bool:
+    """Has a session (as `parse_session` returns it) ended, or lost its evaluator?"""
+    return session["state"] in {"ended", "dead"}
+
+
 def as_timestamp(value: object) -> float:
     """Return seconds since 1970 that a clock here can show; 0 for anything else."""
     is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR

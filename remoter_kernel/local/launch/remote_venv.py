@@ -17,6 +17,7 @@ from remoter_kernel.local.launch import wheelhouse
 from remoter_kernel.local.launch.host_probe import OLDEST_PYTHON, probe_host
 from remoter_kernel.local.launch.launcher import (
     format_version,
+    is_over,
     parse_sessions,
     query_remote,
     shell_path,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 DESCRIBE_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
 MAKE_WITHIN = 1800.0  # seconds
 PYTHON_KERNEL = "python3"
-ENDED_STATES = {"ended", "dead"}
 NO_ROOM = re.compile(r"No space left|quota exceeded|Read-only file system", re.IGNORECASE)
 NO_INDEX = re.compile(
     r"NewConnectionError|Failed to establish|name resolution|ProxyError|Cannot connect to proxy|"
@@ -350,11 +350,10 @@ def sessions_using(
     for session in sessions:
         is_ours = session["remote"] == remote_name
         is_elsewhere = session["host"] != facts["host"]  # one home on several machines
-        is_over = session["state"] in ENDED_STATES
         # Where an evaluator was killed, its kernel may be what runs.
         is_orphan = session["state"] == "dead" and bool(facts["running"]) and is_ours
         is_known = session["pid"] in facts["running"] or (is_ours and is_elsewhere)
-        if (is_known and not is_over) or is_orphan:
+        if (is_known and not is_over(session)) or is_orphan:
             named.append(str(session["id"]))
     return named
 

@@ -31,7 +31,7 @@ STAMP = "remoter-kernel.json"  # written last: an environment without it is not 
 LOCK_WITHIN = 300  # seconds that an earlier installation may need to end
 ENDS_WITHIN = 4.0  # seconds that a session which was stopped may need to be gone
 IMPORT_WITHIN = 120.0  # seconds for the first imports, on a slow disk
-MOST_PIP_OUTPUT = 4000  # bytes of what pip said
+MOST_PIP_OUTPUT = 4000  # bytes of pip's output
 # What would send pip elsewhere than into the environment, or make it write in the home.
 MISLEADING = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_LOG", "PIP_REPORT", "PIP_PYTHON")
 
@@ -229,7 +229,7 @@ def libc() -> list[str]:
 
 
 def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
-    """Make room for files (`files`: names and SHA256); say which are missing.
+    """Make the folder for wheels (`files`: names and SHA256); return which are missing.
 
     None is, where an installation that a cut login has left running comes to its end.
     """
@@ -269,8 +269,8 @@ def create_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
-    """Make it, install into it, try it, and note at last that it is complete."""
-    import venv  # noqa: PLC0415 - some systems leave it out: `describe_env` has told so
+    """Make it, install into it, try it, and write at last the stamp that it is complete."""
+    import venv  # noqa: PLC0415 - some systems leave it out: `describe_env` has reported that
 
     remove_path(paths.environment)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(paths.environment))
@@ -316,7 +316,7 @@ def clean_environment(*, is_offline: bool) -> dict[str, str]:
 def run_command(
     command: list[str], env: dict[str, str], seconds: float = 3600.0
 ) -> tuple[int, str]:
-    """Run a command to its end; return its status and what it said."""
+    """Run a command to its end; return its status and its output."""
     try:
         ran = subprocess.run(
             command,

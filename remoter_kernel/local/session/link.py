@@ -66,8 +66,8 @@ _log = logging.getLogger(__name__)
 class LinkState(Enum):
     """How the link is."""
 
-    IDLE = "idle"  # nobody has asked for it yet
-    DIALLING = "connecting"  # on its way, for the first time or again
+    IDLE = "idle"  # not needed yet
+    DIALLING = "connecting"  # for the first time or again
     UP = "up"
     WAITING = "waiting"  # lost; the next try comes by itself
     FAILED = "failed"  # only a person can help; tries again when asked
@@ -406,7 +406,7 @@ class Link:
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._close_connection()
-        # A first dial that fails is told at once: a wrong name or password does not mend itself.
+        # A first dial that fails is shown at once: a wrong name or password does not mend itself.
         may_retry = self.ever_connected or isinstance(error, AnotherWay)
         if not (may_retry and error.worth_retrying):
             self._set_state(LinkState.FAILED)

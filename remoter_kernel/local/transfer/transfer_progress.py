@@ -69,7 +69,7 @@ class TransferProgress:
         return (self.all_size - self.size) / self.rate if self.rate > 0 else None
 
     def completed(self) -> TransferProgress:
-        """Return how far it is once all has been carried."""
+        """Return how far it is once all has been copied."""
         return replace(self, size=self.all_size, files=self.all_files, note="")
 
 
@@ -128,7 +128,7 @@ def progress_html(progress: TransferProgress) -> str:
 
 
 def transfer_summary(spec: TransferSpec, remote: str, result: TransferResult) -> str:
-    """Say in a line what has been carried."""
+    """Return a line about a transfer that has ended."""
     files = count_of(result.files, "file")
     where = result.targets[0] if len(result.targets) == 1 else f"{spec.to or '.'}"
     place = escape_name(f"{remote}:{where}" if spec.is_put else where)
@@ -192,7 +192,7 @@ def _transfer_advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool
             "Try again; if it stays so, look at the disks and memory of both sides."
         ),
         TroubleCode.UNSAFE: "Name another folder, or move what is in the way.",
-        TroubleCode.WORDS: "Mend that, and ask again.",
+        TroubleCode.WORDS: "",  # the reason says it all
     }.get(trouble, "Mend that, and run it again.")
 
 
