@@ -46,7 +46,7 @@ def test_a_line_says_when_how_grave_and_where(file):
     log.info("sent %d bytes", 12)
     (line,) = lines_of(file)
     clock, rest = line.split("Z ", 1)
-    assert rest == "INFO protocol.pump: sent 12 bytes"
+    assert rest == "INFO protocol.link_connection: sent 12 bytes"
     written = time.strptime(clock.split(".")[0], "%Y-%m-%d %H:%M:%S")
     assert abs(time.mktime(written) - time.mktime(time.gmtime())) < 60
     assert len(clock.split(".")[1]) == 3

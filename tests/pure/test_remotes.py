@@ -99,7 +99,11 @@ REFUSED = {
     "table outside remotes": ('\n[gpu]\nhost = "a"\n', 2, "write [remotes.gpu] instead of [gpu]"),
     "wrong type": ('[remotes.a]\nhost = "a"\ncwd = 3\n', 3, "cwd must be a text in quotes"),
     "wrong list": ('[remotes.a]\nhost = "a"\ninit = "x"\n', 3, "init must be a list of strings"),
-    "number in env": ('[remotes.a]\nhost = "a"\nenv = {A = 1}\n', 3, "env must be names with"),
+    "number in env": (
+        '[remotes.a]\nhost = "a"\nenv = {A = 1}\n',
+        3,
+        "env must be a table of names",
+    ),
     "bad env name": ('[remotes.a]\nhost = "a"\nenv = {"A B" = "1"}\n', 3, "'A B' is not"),
     "bad duration": ('[remotes.a]\nhost = "a"\nidle_timeout = "3 days"\n', 3, "not '3 days'"),
     "bad size": ('[remotes.a]\nhost = "a"\njournal_limit = "1 gig"\n', 3, "not '1 gig'"),
