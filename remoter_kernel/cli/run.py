@@ -7,7 +7,7 @@ import getpass
 import json
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -185,17 +185,15 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
         click.echo(f"It runs there. To follow it: remoter outputs -f {name}", err=True)
 
 
+@dataclass
 class _AttachedRun:
     """One run whose outputs are shown here."""
 
-    def __init__(
-        self, remote: str, runner: Runner, program: Program, renderers: tuple[OutputRenderer, ...]
-    ) -> None:
-        self._remote = remote
-        self._runner = runner
-        self._program = program
-        self._renderers = renderers
-        self._cells: list[SubmittedCell] = []
+    _remote: str
+    _runner: Runner
+    _program: Program
+    _renderers: tuple[OutputRenderer, ...]
+    _cells: list[SubmittedCell] = field(default_factory=list)
 
     def run(self, timeout: float, ask: Ask | None) -> int:
         """Run it to its end, show that, and return the exit code."""

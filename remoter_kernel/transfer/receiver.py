@@ -19,6 +19,7 @@ import os
 import reprlib
 import struct
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -99,42 +100,22 @@ class _Run:
         return stream.recv()
 
 
+@dataclass
 class Receiver:
     """Receives into one place; may be `run` again on another stream after a cut."""
 
-    def __init__(
-        self,
-        destination: str,
-        folder: str,
-        on_progress: Callable[[int, int], None] = lambda _size, _files: None,
-        *,
-        asked: Sequence[str] = (),
-        on_name: Callable[[str, str], None] = lambda _word, _name: None,
-        is_dry: bool = False,
-    ) -> None:
-        """`destination` as a person writes it, in `folder`.
-
-        `asked`: in which words the sender was asked for its sources, if it was. `on_name` is
-        called, before anything is written, for such a word that says no name, with the name that
-        its source has.
-        """
-        self.start: dict[str, Any] = {}  # what the sender says is coming
-        self.entries: list[tuple[FileEntry, str]] = []  # of a dry run: what would go where
-        self.targets: list[str] = []  # where each source will be
-        self.troubles: list[FileTrouble] = []
-        self._destination = destination
-        self._folder = folder
-        self._on_progress = on_progress
-        self._asked = asked
-        self._on_name = on_name
-        self._is_dry = is_dry
-        self._handlers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
-            FrameType.START: self._on_start,
-            FrameType.ENTRY: self._on_entry,
-            FrameType.END: self._on_end,
-            FrameType.FAILED: self._on_failed,
-        }
-        self._run: _Run  # the last one
+    destination: str  # as a person writes it, in `folder`
+    folder: str
+    on_progress: Callable[[int, int], None] = lambda _size, _files: None  # bytes, files
+    asked: Sequence[str] = ()  # the words in which the sender was asked for its sources, if it was
+    # Called, before anything is written, for such a word without a name, with its source's name.
+    on_name: Callable[[str, str], None] = lambda _word, _name: None
+    is_dry: bool = False
+    start: dict[str, Any] = field(init=False, default_factory=dict)  # what the sender announces
+    entries: list[tuple[FileEntry, str]] = field(init=False)  # of a dry run: what would go where
+    targets: list[str] = field(init=False, default_factory=list)  # where each source will be
+    troubles: list[FileTrouble] = field(init=False)
+    _run: _Run = field(init=False)  # the last one
 
     def run(self, stream: FramedStream) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
@@ -158,12 +139,18 @@ class Receiver:
 
     def _on_frame(self, word: FrameType, body: memoryview) -> bool:
         """Handle one frame; False: that was all."""
+        handlers = {
+            FrameType.START: self._on_start,
+            FrameType.ENTRY: self._on_entry,
+            FrameType.END: self._on_end,
+            FrameType.FAILED: self._on_failed,
+        }
         if word is FrameType.DATA:
             self._on_data(body)
         elif word is FrameType.BODY:
             self._on_body(*BODY_START.unpack(body))
-        elif word in self._handlers:
-            self._handlers[word](from_body(body))
+        elif word in handlers:
+            handlers[word](from_body(body))
         elif word is FrameType.ERROR:
             raise trouble_from_dict(from_body(body))
         elif word is FrameType.PING:
@@ -195,15 +182,15 @@ class Receiver:
             "left_out": [str(line)[:LONGEST_TOLD] for line in lines],
         }
         names = [source.name for source in run.sources]
-        news = check_requested_names(names, self._asked) if self._asked else []
-        places = find_places(run.sources, self._destination, self._folder)
+        news = check_requested_names(names, self.asked) if self.asked else []
+        places = find_places(run.sources, self.destination, self.folder)
         self.targets = places.targets
         for word, name in news:
-            self._on_name(word, name)
-        if not self._is_dry:
+            self.on_name(word, name)
+        if not self.is_dry:
             places.prepare()
         run.places = places
-        ready = {"place": places.root, "is_folder": places.is_folder, "dry": self._is_dry}
+        ready = {"place": places.root, "is_folder": places.is_folder, "dry": self.is_dry}
         run.stream.send_json(FrameType.READY, ready)
 
     def _started(self) -> tuple[Destinations, TransferQuota]:
@@ -220,7 +207,7 @@ class Receiver:
             raise ProtocolError(f"Entry {number} comes after entry {run.last_entry}.")
         run.last_entry = number
         quota.count(entry)
-        if entry.kind == "file" and not self._is_dry:
+        if entry.kind == "file" and not self.is_dry:
             if len(run.incoming) >= MOST_AHEAD:
                 raise ProtocolError("More files were told of than one can remember.")
             run.incoming[number] = _IncomingFile(entry, None)
@@ -244,7 +231,7 @@ class Receiver:
         """Make a folder or a link; return the part of a file that is coming."""
         places, quota = self._started()
         place = places.path_of(entry)
-        if self._is_dry:
+        if self.is_dry:
             quota.hold(entry.path, place)
             self.entries.append((entry, place))
         elif entry.kind == "folder":
@@ -283,7 +270,7 @@ class Receiver:
         if known.part and data:
             run.size += len(data)
             self._try_on_current(known.part.write, data)
-        self._on_progress(run.size, run.files)
+        self.on_progress(run.size, run.files)
 
     def _on_end(self, words: dict[str, Any]) -> None:
         run, number = self._run, number_of(words)
@@ -299,7 +286,7 @@ class Receiver:
         else:
             self._started()[1].uncount(known.entry)
         run.current, run.last_file = 0, number
-        self._on_progress(run.size, run.files)
+        self.on_progress(run.size, run.files)
 
     def _try_on_current(self, do: Callable[[Any], None], argument: Any) -> None:
         """Do something with the current file; if that fails, the rest of it is dropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from remoter_kernel.errors import (
@@ -263,30 +263,20 @@ def locate_session(word: str, prompter: Prompter | None) -> Iterator[SessionRef]
         yield resolve_session(word, listings)
 
 
+@dataclass
 class JournalReader:
-    """Reads a remote journal in pieces; `follow`: until the session ends."""
+    """Reads a remote journal in pieces; iterate over its records, in order."""
 
-    def __init__(
-        self,
-        ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]],
-        session: str,
-        only: str = "",
-        *,
-        follow: bool = False,
-        cells: Sequence[str] = (),
-        most: int = 0,
-    ) -> None:
-        """`only`: "events", "missed" (and all of the requests `cells`), or "": everything.
-
-        `most`: how many bytes are read in all; 0: as many as there are.
-        """
-        self._ask = ask
-        self._query = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
-        self._follow = follow
-        self.answer: dict[str, Any] = {}  # the last one
-        self._most = most
-        self._journal_size = 0  # bytes, the largest that the remote has named
-        self._received = 0  # bytes of all answers
+    ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]
+    session: str
+    only: str = ""  # "events", "missed" (and all of the requests `cells`); "": everything
+    _: KW_ONLY
+    follow: bool = False  # until the session ends?
+    cells: Sequence[str] = ()
+    most: int = 0  # bytes that are read in all; 0: as many as there are
+    answer: dict[str, Any] = field(init=False, default_factory=dict)  # the last one
+    _journal_size: int = field(init=False, default=0)  # bytes, the largest that was answered
+    _received: int = field(init=False, default=0)  # bytes of all answers
 
     def _on_answer_size(self, size: int) -> int:
         """Count an answer of so many bytes; return how large a record of that journal can be."""
@@ -297,20 +287,22 @@ class JournalReader:
             raise ProtocolError(
                 f"An answer of {size:,} bytes came, and {LARGEST_ANSWER:,} are the most."
             )
-        if self._most and self._received > self._most:
-            session, most = self._query["session"], f"{self._most / 2**30:.0f} GiB"
+        if self.most and self._received > self.most:
+            most = f"{self.most / 2**30:.0f} GiB"
             raise ProtocolError(
-                f"Session {session} has said more than the {most} that are kept in memory here.",
-                f"`remoter outputs {session}` shows all of it, as it comes.",
+                f"Session {self.session} has said more than the {most} that are kept in memory "
+                "here.",
+                f"`remoter outputs {self.session}` shows all of it, as it comes.",
             )
+        # A record that claims to be larger than its journal is refused before it is collected.
         return min(self._journal_size, MOST_ITEM)
 
     def __iter__(self) -> Iterator[JournalEntry]:
-        """Yield the records in order."""
+        query = {"verb": "outputs", "session": self.session, "only": self.only}
         after, rest, wait, place = 0, b"", 0.0, None
         while True:
-            begin = {"after": after, "skip": len(rest), "place": place}
-            answer, data = self._ask({**self._query, **begin, "wait": wait})
+            begin = {"after": after, "skip": len(rest), "place": place, "cells": list(self.cells)}
+            answer, data = self.ask({**query, **begin, "wait": wait})
             self.answer = _validated(answer)
             if len(data) == self.answer["bytes"]:  # else the host has cut it: `skip` must count
                 place = self.answer["place"]
@@ -318,9 +310,10 @@ class JournalReader:
             for said in found:
                 after = said.number
                 yield said
-            if not data and (self.answer["is_over"] or not self._follow):
+            if not data and (self.answer["is_over"] or not self.follow):
                 return
-            wait = FOLLOW_WAIT if self._follow and not rest else 0.0
+            # With half a record in hand, the rest of it is there already.
+            wait = FOLLOW_WAIT if self.follow and not rest else 0.0
 
 
 def _validated(answer: dict[str, Any]) -> dict[str, Any]:
