@@ -48,7 +48,7 @@ def attach(session: str) -> None:
             ran = subprocess.run(command, env={**os.environ, "JUPYTER_PATH": path}, check=False)
         finally:
             signal.signal(signal.SIGINT, before)
-    if ran.returncode:
+    if ran.returncode:  # jupyter_console has said why
         raise click.exceptions.Exit(1)
 
 

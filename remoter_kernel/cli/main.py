@@ -97,7 +97,7 @@ class LazyGroup(click.Group):
         verb = VERBS[name]
         module = importlib.import_module(f"remoter_kernel.cli.{verb.module}")
         command: click.Command = getattr(module, verb.function)
-        if not any(option.name == "debug" for option in command.params):
+        if not any(option.name == "debug" for option in command.params):  # `log` has its own
             command.params.append(_debug_option())
         return command
 
@@ -105,6 +105,7 @@ class LazyGroup(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, or suggest the nearest one; none of its own words may be empty."""
+        # During completion, `resilient_parsing`, there is only the beginning of a line.
         is_typed = args and not (args[0].startswith("-") or context.resilient_parsing)
         if is_typed and args[0] not in VERBS:
             context.fail(f'There is no verb "{args[0]}"{did_you_mean(args[0], VERBS)}.')
@@ -128,7 +129,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(context)
         except BrokenPipeError:
-            with contextlib.suppress(OSError, io.UnsupportedOperation):  # or Python complains
+            # Python flushes stdout once more at its exit, and would print a traceback then.
+            with contextlib.suppress(OSError, io.UnsupportedOperation):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(EXIT_SIGPIPE) from None
 
@@ -164,13 +166,12 @@ class LazyGroup(click.Group):
             code = _print_error(
                 cli_context, err, _internal_error(cli_context, err), EXIT_INTERNAL_ERROR
             )
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)  # click returns what the verb returned
 
 
 def _internal_error(cli_context: CliContext, err: Exception) -> str:
-    if (
-        isinstance(err, OSError) and err.errno == errno.ENOSPC
-    ):  # of stdout: for files there are errors
+    # Of stdout: whoever writes a file makes an error of its own of that.
+    if isinstance(err, OSError) and err.errno == errno.ENOSPC:
         return f"What is to be printed cannot be written: {err.strerror}."
     advice = "" if cli_context.debug else " With --debug it shows where; please report that."
     return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"

@@ -55,7 +55,7 @@ def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 
 def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
     verb = "put" if is_put else "get"
-    if len(words) < 2:  # noqa: PLR2004 - one from, one to
+    if len(words) < 2:  # noqa: PLR2004 - a source and a destination
         raise Usage(
             "The destination is missing.", f"Write: remoter {verb} NAME FILE... DESTINATION"
         )

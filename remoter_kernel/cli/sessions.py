@@ -30,7 +30,7 @@ def sessions(name: str | None, as_json: bool) -> None:
     Sessions that ended more than a day ago are only in the JSON document.
     """
     with query_remotes([name] if name else None, terminal_prompter()) as listings:
-        pass
+        pass  # the logins are not needed to print
     for visit in (listing.query for listing in listings if listing.query.skipped):
         what = f"{visit.skipped} of its sessions have no id of one, and are left out."
         click.echo(f"remoter: {visit.remote.name}: {what}", err=True)

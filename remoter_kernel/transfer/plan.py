@@ -171,6 +171,7 @@ def _walk(plan: Plan, name: str, root: str) -> None:
         try:
             about = os.stat(place)
             with os.scandir(place) as scan:
+                # Sorted, so that a dry run and the real one say the same.
                 found = sorted(scan, key=lambda each: each.name)
         except OSError as error:
             append_trouble(plan.troubles, trouble_from_os(error, path))
@@ -226,6 +227,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
 def open_source(place: str) -> BinaryIO:
     """Open a file of a plan; OSError if it is none by now, or is reached through a link by now."""
     file = cast("BinaryIO", os.fdopen(os.open(place, READS), "rb", buffering=0))
+    # Checked on what is open: the name may lead elsewhere a moment later.
     is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     if is_file and os.path.realpath(place) == place:
         return file

@@ -85,7 +85,7 @@ def write_remote(
 ) -> None:
     """Write a remote into the file; all else in it stays as it is."""
     path = path or config_path()
-    with file_lock(path):
+    with file_lock(path):  # two `remoter add` at once must not lose one of the remotes
         remotes = read_remotes(path)
         if remote.name in remotes.all and not replace:
             raise Usage(

@@ -146,7 +146,7 @@ def query_remotes(
     with contextlib.ExitStack() as stack:
         for visit in visits:
             stack.callback(visit.close)
-        with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
+        with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:  # 0 workers are an error
             try:
                 listings = list(pool.map(_list_sessions, visits))
             except BaseException:  # Ctrl-C: else leaving the pool would wait for open questions
@@ -177,7 +177,7 @@ def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
     owners: dict[tuple[str, float], str] = {}
     for listing in listings:
         for session in listing.sessions:
-            key = (session["id"], session["created"])
+            key = (session["id"], session["created"])  # ids are short: two hosts may share one
             if key not in owners or session["remote"] == listing.query.remote.name:
                 owners[key] = listing.query.remote.name
     return [
@@ -232,6 +232,7 @@ def resolve_session(word: str, listings: list[SessionList]) -> SessionRef:
         for session in listing.sessions
         if session["id"].startswith(prefix) and name in {"", listing.query.remote.name}
     ]
+    # A whole id means its session, though it may be the beginning of another.
     exact = [each for each in found if each.id == prefix]
     if len(exact or found) == 1:
         return (exact or found)[0]

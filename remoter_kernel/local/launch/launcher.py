@@ -46,9 +46,9 @@ SHIPPED = (
 )
 FOLDER_DIGITS = 16  # of the hash, in the name of a version's folder
 MARKER = b"REMOTER "  # a line of our program begins so; a banner's lines do not
-START_WITHIN = 60.0  # seconds
-UPLOAD_WITHIN = 120.0  # seconds
-QUERY_WITHIN = 120.0  # seconds
+START_WITHIN = 60.0  # seconds: Python, its packages on a cold network disk, and a kernel's start
+UPLOAD_WITHIN = 120.0  # seconds: the archive has less than 200 kB
+QUERY_WITHIN = 120.0  # seconds: `evaluator.query` may wait 20 for news, and reads from slow disks
 MOST_READ = 64 * 1024  # bytes of what a host said instead of an answer
 
 # Any login shell (csh and fish, too) passes these lines on to sh: they have no newline, no `!`, and
@@ -83,6 +83,7 @@ OUTPUT_SHOWN = 300  # characters of what a host said instead of an answer
 HIGHEST_PORT = 65535
 LAST_YEAR = 32_500_000_000.0  # seconds since 1970: localtime fails for later years on some systems
 LARGEST_COUNT = 2**63  # of anything that is counted
+# It becomes a part of a ZeroMQ or SSH address: IPv6 has colons, and a zone after %.
 _HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")  # Z85
 TEXTS = ("remote", "kernel", "notebook", "script", "host", "state", "why")  # of a session
@@ -299,7 +300,7 @@ def parse_answer(line: bytes, host: str, remote: Remote) -> dict[str, Any]:
         raise RemoteLacks(what, _set_python(remote), remote=remote.name)
     try:
         answer = plain_words(json.loads(line))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets without end
         raise _strange_answer(line.decode(errors="replace"), host, remote) from error
     if not isinstance(answer, dict):
         raise _strange_answer(str(answer), host, remote)
@@ -440,11 +441,11 @@ def describes_session(answer: object) -> TypeGuard[dict[str, Any]]:
 def parse_session(answer: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of one session, each value of the kind that it must be."""
     return {
-        **answer,
+        **answer,  # an evaluator of a newer version may say more
         **{name: plain_text(answer.get(name) or "") for name in TEXTS},
         **{name: as_timestamp(answer.get(name)) for name in TIMES},
         **{name: as_count(answer.get(name)) for name in COUNTS},
-        "pid": as_count(answer.get("pid")) or None,
+        "pid": as_count(answer.get("pid")) or None,  # 0 is no process
     }
 
 
@@ -455,7 +456,7 @@ def is_over(session: dict[str, Any]) -> bool:
 
 def as_timestamp(value: object) -> float:
     """Return seconds since 1970 that a clock here can show; 0 for anything else."""
-    is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR
+    is_time = isinstance(value, (int, float)) and 0 <= value <= LAST_YEAR  # NaN is not
     return float(value) if is_time else 0.0  # type: ignore[arg-type]
 
 
@@ -483,10 +484,10 @@ def notify_if_slow(host: str, notify: Callable[[str], None]) -> Iterator[None]:
     """
     sentence = f"waiting for {host} to start a command (its login shell may take long)"
     timer = threading.Timer(NOTIFY_AFTER, notify, (sentence,))
-    timer.daemon = True
+    timer.daemon = True  # it must not hold up an exit
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        timer.join()
+        timer.join()  # else it might call `notify` after the block

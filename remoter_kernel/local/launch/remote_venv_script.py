@@ -262,7 +262,7 @@ def create_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
         try:
             build_env(paths, request)
         except BaseException:
-            remove_path(paths.environment)  # it would take the room that may be missing
+            remove_path(paths.environment)  # on a full disk, what is half-made fills it
             raise
         remove_path(paths.wheels)
         return {"python": str(paths.python), "is_new": True}
@@ -376,7 +376,7 @@ VERBS = {"look": describe_env, "receive": missing_wheels, "make": create_env, "p
 
 def answer_request(request: dict[str, Any]) -> None:
     """Run one verb, and print its answer as one line."""
-    os.umask(0o077)
+    os.umask(0o077)  # what is installed is this user's alone, whatever its start-up files set
     try:
         words = VERBS[request["verb"]](EnvPaths(request["name"]), request)
     except InstallError as error:
@@ -385,5 +385,6 @@ def answer_request(request: dict[str, Any]) -> None:
         words = {"trouble": "file", "what": f"{error.strerror or error}: {error.filename}"}
     except subprocess.SubprocessError as error:
         words = {"trouble": "file", "what": str(error)}
+    # On a line of its own, though something before it may have ended without a newline.
     sys.stdout.write(f"\n{ANSWER_MARK} {json.dumps(words)}\n")
     sys.stdout.flush()

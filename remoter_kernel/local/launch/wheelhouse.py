@@ -183,9 +183,10 @@ def pip_wheel(python: str) -> Path:
         command = [*_pip_command(), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--python-version", python, "--dest", folder, "pip"]
         _run_tool(command, dict(os.environ), None)
-        (wheel,) = Path(folder).glob("pip-*.whl")
+        (wheel,) = Path(folder).glob("pip-*.whl")  # --no-deps: there is one
         wheels_folder = platformdirs.user_cache_path(APPLICATION) / "wheels" / f"pip-{python}"
         wheels_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Beside and renamed: another command may read it just now.
         beside = wheels_folder / f"{wheel.name}.{os.getpid()}"
         shutil.copyfile(wheel, beside)
         return beside.replace(wheels_folder / wheel.name)
@@ -225,6 +226,7 @@ def _pip_command() -> list[str]:
             f"pip is not there for {sys.executable}, and is needed to collect packages.",
             "Run: pip install 'remoter-kernel[offline]'",
         )
+    # -P, or pip imports from the current folder.
     return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 

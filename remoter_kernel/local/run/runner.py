@@ -138,7 +138,7 @@ class Runner:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
         began = time.monotonic()
         self.link.connect()
-        # A person may be asked, or a login shell be slow: that is no fault of the kernel.
+        # Two limits: a question to a person, or a slow login shell, is no fault of the kernel.
         self.reactor.run_until(
             lambda: bool(self.link.ever_connected or self._error), began + REACHED_WITHIN
         )
@@ -182,6 +182,7 @@ class Runner:
             "store_history": not is_silent,
             "user_expressions": {},
             "allow_stdin": ask is not None,
+            # After an error, the kernel aborts all cells that were sent: they were sent at once.
             "stop_on_error": not piece.may_fail,
         }
         metadata = {"cellId": piece.cell_id} if piece.cell_id else {}
@@ -246,7 +247,7 @@ class Runner:
         A `RemoterError` says that cells may not have got there.
         """
         self._wait_until_acknowledged()
-        is_there = not self.link.unacknowledged
+        is_there = not self.link.unacknowledged  # before "finish" is sent: the cells count
         self._send_command("finish")
         self._wait_until_acknowledged()
         self.close()
@@ -289,7 +290,7 @@ class Runner:
         try:
             yield
         finally:
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(-1)  # the reactor's descriptor may be closed soon
             signal.signal(signal.SIGINT, before)
 
     def _on_ctrl_c(self) -> None:

@@ -119,9 +119,8 @@ def live_kernel_ids() -> set[str]:
         try:
             # Shared: two that look at once must not take each other for a living proxy.
             is_dead = try_lock(file, is_shared=True)
-            if (
-                is_dead
-            ):  # while locked: a proxy about to lock it sees that it is gone, and tries again
+            # Removed while locked: a proxy that is about to lock it sees that, and makes another.
+            if is_dead:
                 _remove_lock(path)
         except OSError:
             is_dead = False

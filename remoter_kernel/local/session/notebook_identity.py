@@ -77,9 +77,8 @@ def mark_local_files(others: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], 
 
 def _may_exist(path: str) -> bool:
     """Is there such a file? The path comes from the remote, which may be hostile."""
-    if path.startswith(
-        ("\\\\", "//")
-    ):  # a share: Windows would log in there, with our password hash
+    # A share: Windows would log in there, and show our password's hash.
+    if path.startswith(("\\\\", "//")):
         return True
     try:
         return Path(path).exists()
