@@ -1,8 +1,8 @@
-"""The kernel process: `python -P -m remoter_kernel -f CONNECTION_FILE [--remote NAME]`.
+"""The proxy's process: `python -P -m remoter_kernel -f CONNECTION_FILE [--remote NAME]`.
 
-Jupyter starts it in the notebook's folder, which may come from a stranger. So this file looks
-where Python imports from before it imports anything, `__future__` included. `os` and `sys` are
-there already: Python itself has begun with its own.
+Jupyter starts it in the notebook's folder, which may come from a stranger. So this file checks
+`sys.path` before it imports anything, `__future__` included. `os` and `sys` are safe: Python itself
+has imported them before the folder was on the path.
 """
 
 import os
@@ -10,17 +10,17 @@ import sys
 
 
 def imports_from_here() -> bool:
-    """Say whether Python looks for modules in the current folder first, as it does without `-P`."""
+    """Does Python look for modules in the current folder first, as it does without `-P`?"""
     if sys.flags.safe_path:
         return False
     try:
         return sys.path[0] in {"", os.getcwd()}
-    except OSError:  # the folder is gone, and so is what could be imported from it
+    except OSError:  # the folder was removed, and so was what could be imported from it
         return False
 
 
 def refusal(words: list[str]) -> str:
-    """Say what is wrong and what mends it; `words` are those of the command line."""
+    """Return what is wrong and what mends it; `words`: the command line."""
     name = words[words.index("--remote") + 1] if "--remote" in words[:-1] else "NAME"
     return (
         f"remoter: this kernel was started without -P, so Python files of {os.getcwd()!r} could "
@@ -30,9 +30,9 @@ def refusal(words: list[str]) -> str:
 
 
 def forget_relative_places() -> None:
-    """Import nothing from where a relative path in PYTHONPATH leads: that begins here, too.
+    """Take relative paths of PYTHONPATH out of `sys.path`: they begin in this folder, too.
 
-    An empty word counts as one (`export PYTHONPATH=$PYTHONPATH:/opt/lib` makes it).
+    An empty word is one of them (`export PYTHONPATH=$PYTHONPATH:/opt/lib` makes it).
     """
     named = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
     words = named.split(os.pathsep) if named else []
@@ -45,7 +45,7 @@ if __name__ == "__main__":
         print(refusal(sys.argv), file=sys.stderr)
         sys.exit(2)  # as any bad configuration
     forget_relative_places()
-    if sys.platform == "win32":  # else Windows looks for `ssh.exe` in the current folder first
+    if sys.platform == "win32":  # else it looks for `ssh.exe` in the current folder first
         os.environ["NODEFAULTCURRENTDIRECTORYINEXEPATH"] = "1"
 
 import argparse
@@ -61,11 +61,11 @@ if TYPE_CHECKING:
 
 
 def start_keeper(remote: str | None) -> None:
-    """Begin to start the keeper, which makes ready while this process does; if it is needed."""
+    """Start the keeper, if there is a remote: it gets ready while this process does."""
     from remoter_kernel.local.config.remotes import find_remote  # noqa: PLC0415 - in a thread
     from remoter_kernel.local.login.keeper.endpoint import prestart  # noqa: PLC0415 - the same
 
-    with contextlib.suppress(RemoterError, OSError):  # what is wrong is told in the first cell
+    with contextlib.suppress(RemoterError, OSError):  # the first cell shows what is wrong
         if find_remote(remote):
             prestart()
 
@@ -78,7 +78,7 @@ def begin_log(process: str, remote: str | None) -> None:
 
 
 def bound_sockets(connection_file: Path) -> "Sockets":
-    """Bind Jupyter's sockets, before anything else is loaded."""
+    """Bind Jupyter's sockets before anything else is imported: Jupyter waits for an answer."""
     from remoter_kernel.local.proxy.sockets import Sockets, read_connection  # noqa: PLC0415
     from remoter_kernel.protocol.reactor import Reactor  # noqa: PLC0415
 
@@ -95,20 +95,20 @@ def main() -> int:
     parser.add_argument("-f", dest="connection_file", type=Path, required=True)
     parser.add_argument("--remote", default=None, help="a name in remotes.toml")
     parser.add_argument("--session", default="", help="the id of a session that is there")
-    # What Jupyter adds to a kernel's command line (nbclient: the history file) is for the
-    # kernel there; it means nothing here.
+    # What Jupyter adds to a kernel's command line (nbclient: the history file) is handed on to
+    # the kernel there.
     words, rest = parser.parse_known_args()
-    # Nothing below may wait for a disk, for `ssh -G` or for the keeper: who asks is answered.
+    # In threads: Jupyter must be answered though a disk, `ssh -G` or the keeper hangs.
     Thread(begin_log, args=("proxy", words.remote), name="log").start()
     Thread(start_keeper, args=(words.remote,), name="early").start()
     try:
         sockets = bound_sockets(words.connection_file)
-        # A quarter of a second; what is asked meanwhile waits at the sockets.
+        # This import takes a quarter of a second; requests wait at the sockets meanwhile.
         from remoter_kernel.local.proxy.proxy import serve  # noqa: PLC0415
 
         serve(sockets, words.remote, tuple(rest), words.session)
     except RemoterError as error:
-        print(error, file=sys.stderr)  # the only place to say it
+        print(error, file=sys.stderr)  # Jupyter logs it
         return error.exit_code
     return 0
 

@@ -1,22 +1,27 @@
 """What went wrong, and what the person can do about it.
 
-Errors are grouped by what the person can do next, not by where they arose.
-Foreign errors (paramiko's, ZeroMQ's, the operating system's) are renamed by the
-module that met them and nowhere else. This file is read on both sides, so it
-stays within Python 3.9.
+Errors are grouped by what the person can do next, not by where they arose. The module that meets a
+foreign error (paramiko's, ZeroMQ's, the operating system's) makes one of these of it. This file is
+shipped, so it stays within Python 3.9.
 """
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 from remoter_kernel.plain_text import plain_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class RemoterError(Exception):
     """An error for a person: what happened, and what to do next.
 
-    `what` is one sentence without its remote's name when `remote` is given;
-    `advice` is one sentence that can be acted on at midnight. Both may hold words of others:
-    what a terminal would act on is taken out of them.
+    `what` is one sentence without its remote's name when `remote` is given; `advice` is one
+    sentence that can be acted on at midnight. Both may quote a server or a kernel: what a terminal
+    would act on is taken out of them.
     """
 
     exit_code = 1  # the code that was evaluated failed
@@ -34,9 +39,19 @@ class RemoterError(Exception):
         return plain_text(f"{where}{self.what} {self.advice}".rstrip(), keeps_lines=True)
 
     def at(self, remote: str) -> RemoterError:
-        """Remember which remote this happened to, unless it is known already."""
+        """Name the remote where this happened, unless it has one: the innermost knows best."""
         self.remote = self.remote or remote
         return self
+
+
+@contextlib.contextmanager
+def naming_remote(remote: str) -> Iterator[None]:
+    """Let each `RemoterError` of the block name this remote."""
+    try:
+        yield
+    except RemoterError as error:
+        error.at(remote)
+        raise
 
 
 class Usage(RemoterError):
@@ -73,7 +88,7 @@ class RemoteLacks(RemoterError):
 
 
 class HereLacks(RemoterError):
-    """Something on this side is missing or wrong: a file, permission, space."""
+    """Something on this machine is missing or wrong: a file, permission, space."""
 
 
 class ForwardingRefused(RemoteLacks):
@@ -87,11 +102,11 @@ class NoSuchSession(RemoterError):
 
 
 class TooLarge(Usage):
-    """A message is larger than any that is carried: it stays where it is."""
+    """A message is larger than any that is sent: it stays where it is."""
 
 
 class ProtocolError(RemoterError):
-    """The other end said something that this protocol does not allow: the wire ends."""
+    """The other end sent what this protocol does not allow: the connection ends."""
 
     worth_retrying = True
 

@@ -1,15 +1,15 @@
-"""The log of a process of ours: who may write into it, what a line looks like, and its file.
+"""The log of one of our processes: what is logged, what a line looks like, and its file.
 
 Each module logs with `logging.getLogger(__name__)`. A process that wants a file calls `open_log`
 once. House rules:
 
-- Whoever logs never waits: a line goes into a queue, and a thread writes it. A disk that is full,
-  or hangs, costs lines and nothing else; how many is told as soon as it takes some again.
+- Logging never blocks: a line goes into a queue, and a thread writes it. A disk that is full, or
+  hangs, costs lines and nothing else; their number is logged as soon as it takes some again.
 - One entry is one line. What a terminal would act on is written as Python would write it.
-- No contents: of cells, of outputs, of what somebody types. Why something failed is told by
-  `reason` or by a traceback without the words of its error, which may hold any of these.
+- No contents: of cells, of outputs, of what somebody types. Why something failed is logged by
+  `reason`, or by a traceback without the text of its error, which may hold any of these.
 
-Both sides read this file, so it stays within Python 3.9 and needs only what Python brings.
+This file is shipped, so it stays within Python 3.9 and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ MOST_AT_ONCE = 500  # lines
 LONGEST = 1000  # characters of a line
 LONGEST_REASON = 200  # characters
 ENDS_WITHIN = 0.5  # seconds that the last lines have: a disk may hang
-# Errors whose sentences quote what a server or a program has said; what is quoted comes after ": ".
+# Errors whose sentences quote a server or a program; the quotation comes after ": ".
 QUOTING = {"RemoterError", "StrangeAnswer", "CommandEnded"}
-QUOTED = ': "'  # in any error: the words of others begin so, and go on to the end of the sentence
+QUOTED = ': "'  # in any error, a quotation begins so, and goes on to the end of the sentence
 
 _open: list[LogFile] = []
-logging.getLogger(ROOT).addHandler(logging.NullHandler())  # else warnings go to stderr
+logging.getLogger(ROOT).addHandler(logging.NullHandler())  # else logging prints warnings on stderr
 
 
 def wanted() -> str:
-    """Say how much the person wants to be logged: a word of LEVELS, or another that means info."""
+    """Return how much is to be logged: a word of LEVELS; any other means info."""
     return os.environ.get(LEVEL, "")
 
 
 def open_log(path: Path, level: str = "", *, chores: Callable[[], None] = lambda: None) -> None:
-    """Write into this file from now on; `chores` are done once, by the thread that writes.
+    """Log into this file from now on; the thread that writes runs `chores` once.
 
     Never fails: a process without a log works as well.
     """
@@ -63,7 +63,7 @@ def open_log(path: Path, level: str = "", *, chores: Callable[[], None] = lambda
     file = LogFile(path, chores)
     try:
         file.start()
-    except RuntimeError:  # no thread is left
+    except RuntimeError:  # the system allows no more threads
         return
     _open.append(file)
     logger = logging.getLogger(ROOT)
@@ -72,7 +72,7 @@ def open_log(path: Path, level: str = "", *, chores: Callable[[], None] = lambda
 
 
 def close_log() -> None:
-    """Write the last lines; a process that leaves by `os._exit` has to ask for it."""
+    """Write the last lines; needed before `os._exit`, which runs no exit handlers."""
     while _open:
         file = _open.pop()
         logging.getLogger(ROOT).removeHandler(file)
@@ -80,7 +80,7 @@ def close_log() -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a line why something failed, without what others have said."""
+    """Return in a line why something failed, without quotations."""
     name = type(error).__name__
     if isinstance(error, OSError):
         return f"{name}: {os.strerror(error.errno)}" if error.errno else name
@@ -89,9 +89,9 @@ def reason(error: BaseException) -> str:
 
 
 def own_words(error: BaseException) -> str:
-    """Return the first line of what an error says, without what it quotes of others.
+    """Return the first line of an error's sentence, without quotations.
 
-    That may be a code with which somebody logs in.
+    A server may quote a code with which somebody logs in.
     """
     first = str(getattr(error, "what", "")).partition("\n")[0].partition(QUOTED)[0]
     return first.partition(": ")[0] if type(error).__name__ in QUOTING else first
@@ -110,12 +110,11 @@ class LogFile(logging.Handler):
     """A file of at most `MOST_BYTES`, and the one before it; written by a thread of its own."""
 
     def __init__(self, path: Path, chores: Callable[[], None]) -> None:
-        """Remember; `start` begins."""
         super().__init__()
         self._path = path
         self._before = path.with_name(f"{path.name}.1")
         self._chores = chores
-        # The one queue that a signal's handler may put something in while its thread does.
+        # The one queue whose `put` a signal handler may call while its thread is within `put`.
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._lost = 0  # lines
         self._is_torn = False  # was a line begun, and not ended?
@@ -123,16 +122,16 @@ class LogFile(logging.Handler):
         self._writer = threading.Thread(target=self._write_all, name="log", daemon=True)
 
     def start(self) -> None:
-        """Begin to write; log what ends a thread, or the process, unexpectedly."""
+        """Begin to write; log uncaught exceptions, too, of the process and of threads."""
         self._writer.start()
         self._hooks = (sys.excepthook, threading.excepthook)
         sys.excepthook, threading.excepthook = self._note_end, self._note_end_of_thread
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line; what cannot be said is no trouble of whoever wants to say it."""
+        """Queue a line; whoever logs must not fail because a record cannot be formatted."""
         try:
             line = written(record)
-        except Exception as error:  # noqa: BLE001 - a log must not end what it tells of
+        except Exception as error:  # noqa: BLE001 - a log must not end what it logs
             line = f"A line of {record.name} cannot be written: {type(error).__name__}\n"
         if self._lines.qsize() < MOST_WAITING:
             self._lines.put(line)
@@ -165,7 +164,7 @@ class LogFile(logging.Handler):
     # The thread --------------------------------------------------------------------------
 
     def _write_all(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):  # they are for the main thread
+        if hasattr(signal, "pthread_sigmask"):  # signals are for the main thread, which may wait
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,7 +182,7 @@ class LogFile(logging.Handler):
                 chores = None
 
     def _write(self, lines: list[str]) -> None:
-        """Write lines; the file is opened each time: it may be gone, and so may its disk be."""
+        """Write lines; the file is opened each time, as it or its disk may be gone meanwhile."""
         lost, self._lost = self._lost, 0
         if lost:
             lines.insert(0, f"    Lines that could not be written here: {lost}\n")
@@ -210,7 +209,7 @@ class LogFile(logging.Handler):
 
 
 def written(record: logging.LogRecord) -> str:
-    """Write a record: when (UTC), how grave, where, what; and the way to an error, if any."""
+    """Format a record: time (UTC), level, module, message; and the traceback of an error."""
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.created))
     name = record.name[len(ROOT) + 1 :] or ROOT
     what = plain_text(record.getMessage(), escapes=True, most=LONGEST)
@@ -223,7 +222,7 @@ def written(record: logging.LogRecord) -> str:
 
 
 def _way_to(error: BaseException) -> Iterator[str]:
-    """Yield where an error came from, the innermost last; not what it says."""
+    """Yield a traceback without source lines and texts, the innermost frame last."""
     place = error.__traceback__
     while place:
         name = place.tb_frame.f_globals.get("__name__", "?")

@@ -1,9 +1,8 @@
 """Text of others as a terminal, a table or a cell may have it; and which word names a session.
 
-What a remote, a server or a kernel says may hold signs that a terminal acts on (its title, its
-clipboard, colours) or that change the order of other signs. Such text is cleaned here, where it
-comes in, and once more where it is shown. Both sides read this file, so it stays within
-Python 3.9.
+What a remote, a server or a kernel sends may hold characters that a terminal acts on (its title,
+its clipboard, colours) or that change the order of other characters. Such text is cleaned where it
+comes in, and once more where it is shown. This file is shipped, so it stays within Python 3.9.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 import unicodedata
 from typing import Any
 
-# Colours and the like go whole: without its ESC, the rest of it would only be in the way.
+# Colours and the like go whole: without its ESC, the rest of such a sequence would be shown.
 _STYLE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _JOINERS = "\u200c\u200d"  # within words of Persian or Hindi, and within emoji: they move nothing
 _NO_TEXT = "\ufffd"
@@ -50,6 +49,11 @@ def plain_words(words: Any) -> Any:
     if isinstance(words, dict):
         return {plain_text(key): plain_words(value) for key, value in words.items()}
     return words
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write a number of things: "1 file", "2 files"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def is_session_id(word: object) -> bool:

@@ -1,4 +1,4 @@
-"""The verb `add`: log in once, look around, and write a remote down."""
+"""The verb `add`: logs in once, finds the Pythons there, and writes remote and kernelspec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from remoter_kernel.cli.kernelspec_repair import mend_with_notice
 from remoter_kernel.cli.progress import StderrProgress
 from remoter_kernel.cli.terminal import terminal_prompter
-from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.errors import Usage, naming_remote
 from remoter_kernel.local.config import kernelspec, remotes
 from remoter_kernel.local.config.remotes import Remote
 from remoter_kernel.local.config.remotes_toml import VALUE_READERS
@@ -45,15 +45,13 @@ def _read_as_toml(_: click.Context, option: click.Parameter, value: Any) -> Any:
             _parse_pairs(words) if option.name == "env" else words
         )
     except ValueError as err:
-        msg = f"must be {err}."
-        raise click.BadParameter(msg) from err
+        raise click.BadParameter(f"must be {err}.") from err
 
 
 def _parse_pairs(words: list[str]) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in words)
     if not all("=" in word for word in words):
-        msg = "NAME=VALUE"
-        raise ValueError(msg)
+        raise ValueError("NAME=VALUE")
     return pairs
 
 
@@ -86,7 +84,7 @@ def _toml_option(
 @click.option(
     "--remember", is_flag=True, help="Keep what the login asks for in the system's keyring."
 )
-@click.option("--default", "make_default", is_flag=True, help="Use it where no remote is named.")
+@click.option("--default", "make_default", is_flag=True, help="Make this the default remote.")
 @click.option("--replace", is_flag=True, help="Write a remote anew that is there already.")
 @click.option("--no-check", is_flag=True, help="Write it down without logging in.")
 @click.option("--install", is_flag=True, help="Make a Python environment of its own there.")
@@ -105,7 +103,8 @@ def add(name: str, host: str | None, **given: Any) -> None:
     language, debugger = kernelspec.language_of(remote), False
     if not no_check:
         python, kernel = _probe_remote(remote, is_private=install, is_offline=offline)
-        chosen = "" if install else remote.python  # what was named is what it stands on
+        # With --install, the Python that was named is only the base of the environment.
+        chosen = "" if install else remote.python
         remote = dataclasses.replace(remote, python=chosen or python.path)
         language, debugger = kernel.language, kernel.debugger
         remotes.remember_kernel_info(remote, _try_kernel(remote))
@@ -119,7 +118,7 @@ def add(name: str, host: str | None, **given: Any) -> None:
 
 
 def _remote_from_options(name: str, host: str, given: dict[str, Any], *, replace: bool) -> Remote:
-    """Make the remote that the words ask for, before any login."""
+    """Make the remote of these options, before any login."""
     if not remotes.is_name(name):
         raise Usage(f"{name!r} cannot be a remote's name.", "Use only a-z 0-9 . _ -")
     if not replace and name in remotes.read_remotes().all:
@@ -136,18 +135,19 @@ def _remote_from_options(name: str, host: str, given: dict[str, Any], *, replace
 def _probe_remote(
     remote: Remote, *, is_private: bool, is_offline: bool
 ) -> tuple[FoundPython, RemoteKernelspec]:
-    """Log in, look around, say what is there; return what the remote will run.
+    """Log in, print which Pythons are there; return the Python and kernel that the remote will run.
 
     `is_private`: in an environment of its own, which is made if need be.
     """
     begin = time.monotonic()
-    try:
+    with naming_remote(remote.name):
         with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
             seconds = time.monotonic() - begin
             click.echo(f"Logged in to {login.host} as {login.user} in {seconds:.1f} s")
             click.echo(plain_text(f"  {login.host_key}, {login.cipher}"))
             probe = probe_host(login, remote.python)
-            _print_probe(probe)
+            click.echo(f"{probe.system}, home {probe.home}")
+            _print_pythons(probe)
             named = remote.python
             if is_private:
                 with StderrProgress() as progress:
@@ -155,24 +155,17 @@ def _probe_remote(
                 probe = probe_host(login, named)
                 _print_pythons(probe)
         return probe.choose(named, remote.kernel)
-    except RemoterError as err:
-        raise err.at(remote.name) from err.__cause__
 
 
 def _try_kernel(remote: Remote) -> dict[str, Any]:
-    """Start the kernel once; its `kernel_info` is what Jupyter hears before the next login."""
+    """Start the kernel once; its `kernel_info` answers Jupyter before the next login."""
     runner = Runner(SessionDialer(lambda: remote, terminal_prompter()))
     try:
         runner.start()
     finally:
         runner.stop()
-    click.echo(f"Its kernel started in {runner.seconds['kernel']:.1f} s, and ended again")
+    click.echo(f"Test: a kernel started there in {runner.start_seconds:.1f} s")
     return runner.kernel_info
-
-
-def _print_probe(probe: HostProbeResult) -> None:
-    click.echo(f"{probe.system}, home {probe.home}")
-    _print_pythons(probe)
 
 
 def _print_pythons(probe: HostProbeResult) -> None:

@@ -1,4 +1,4 @@
-"""The verb `check`: goes to a remote step by step, and says what to do about the first failure."""
+"""The verb `check`: tests a remote step by step, and explains the first step that fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("name", shell_complete=complete_remote)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 def check(name: str, as_json: bool) -> None:
-    """Go to a remote step by step, and say what to do about the first step that fails.
+    """Test a remote step by step, and explain the first step that fails.
 
     The steps are: name, connect, host key, login, Python, packages, lifetime, start, round
     trip, versions, times. The kernel that it starts ends with it.
@@ -55,7 +55,7 @@ def _print_steps(steps: Iterator[Step]) -> Iterator[Step]:
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:
-    """Describe a step in plain values; the sentences are there when it failed."""
+    """Return a step in plain values; one that failed has its two sentences."""
     plain = {"step": step.name, "ok": step.error is None, "found": step.found}
     if step.error is not None:
         plain |= {"what": step.error.what, "advice": step.error.advice}

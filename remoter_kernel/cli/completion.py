@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-VARIABLE = "_REMOTER_COMPLETE"  # by which a shell asks the command itself
+VARIABLE = "_REMOTER_COMPLETE"  # which the printed script sets when it calls `remoter` (click)
 SHELLS = ("bash", "zsh", "fish")
 
 

@@ -104,7 +104,7 @@ class Demo:
         return f"a figure came: image/svg+xml, {len(figure):,} bytes; a notebook shows it"
 
     def stream(self) -> str:
-        """Print there, little by little, and note when each line is here."""
+        """Print there, line by line, and measure when each arrives here."""
         began = time.monotonic()
         at: list[str] = []
 

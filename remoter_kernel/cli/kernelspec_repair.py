@@ -1,4 +1,4 @@
-"""Kernelspecs that lack `-P`, as earlier versions wrote them: told of, and mended."""
+"""Kernelspecs that lack `-P`, as earlier versions wrote them: reported, and mended."""
 
 from __future__ import annotations
 

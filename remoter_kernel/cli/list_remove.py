@@ -12,7 +12,7 @@ import click
 from remoter_kernel.cli.kernelspec_repair import warn_unsafe
 from remoter_kernel.cli.params import complete_remote
 from remoter_kernel.cli.terminal import format_columns, terminal_prompter
-from remoter_kernel.errors import RemoterError, Usage
+from remoter_kernel.errors import RemoterError, Usage, naming_remote
 from remoter_kernel.local.config import kernelspec, remotes
 from remoter_kernel.local.login.keeper.endpoint import end_logins
 from remoter_kernel.local.session import session_cache
@@ -94,13 +94,12 @@ def _remove_remote_env(name: str) -> None:
     from remoter_kernel.local.launch.remote_venv import remove_venv
     from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
 
-    remote = remotes.find_remote(name)
-    assert remote is not None  # noqa: S101 - None is only for "no name given"
-    try:
-        with contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login:
-            was_there = remove_venv(login, remote)
-    except RemoterError as err:
-        raise err.at(name) from err.__cause__
+    remote = remotes.named_remote(name)
+    with (
+        naming_remote(name),
+        contextlib.closing(log_in_by_keeper(remote, terminal_prompter())) as login,
+    ):
+        was_there = remove_venv(login, remote)
     did = "Removed its environment" if was_there else "There was no environment of its own"
     click.echo(f"{did} on {remote.host}.")
 

@@ -25,7 +25,7 @@ TITLES = {"evaluator.log": "The evaluator complained:", "kernel.log": "The kerne
 @click.option("--debug", is_flag=True, help="Show the evaluator's own log instead.")
 @click.pass_context
 def log(context: click.Context, session: str, follow: bool, debug: bool) -> None:
-    """Show what happened in SESSION: clients, requests, interrupts, deaths."""
+    """Show what happened in SESSION: who connected, what ran and how it ended, crashes."""
     if debug and follow:
         raise Usage("The evaluator's own log is not followed.", "Leave one of -f and --debug away.")
     if debug:  # it means what it means with any other verb, too

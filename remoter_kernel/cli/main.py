@@ -1,4 +1,4 @@
-"""The command `remoter`: finds the verb, and is the one place where errors become words."""
+"""The command `remoter`: finds the verb, and prints errors, which nothing else does."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
-EXIT_SIGPIPE = 141  # and of one whose output nobody reads any more
+EXIT_SIGPIPE = 141  # and of one that SIGPIPE ended, as its output was not read any more
 EXIT_INTERNAL_ERROR = 1
 
 
 class Verb(NamedTuple):
-    """Where a verb lives. Its module is imported when it is used: `list` needs no SSH."""
+    """Where a verb is. Its module is imported when it is used: `list` needs no SSH."""
 
     module: str
     function: str
@@ -39,10 +39,12 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "add": Verb("add", "add", "Log in once, look around, and write a remote down."),
+    "add": Verb(
+        "add", "add", "Add a remote: log in, find its Pythons, and create the Jupyter kernel."
+    ),
     "list": Verb("list_remove", "list_remotes", "Show which remotes there are."),
-    "remove": Verb("list_remove", "remove", "Forget a remote and its kernelspec."),
-    "check": Verb("check", "check", "Go to a remote step by step; say what to do about a failure."),
+    "remove": Verb("list_remove", "remove", "Remove a remote and its Jupyter kernel."),
+    "check": Verb("check", "check", "Test a remote step by step, and explain what fails."),
     "sessions": Verb("sessions", "sessions", "Show which sessions there are, and how they are."),
     "attach": Verb("attach", "attach", "Open a console on a session."),
     "stop": Verb("stop", "stop", "End sessions, busy ones too."),
@@ -54,14 +56,14 @@ VERBS = {
     "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
     "put": Verb("put_get", "put", "Send files there; goes on where it was after a cut."),
     "get": Verb("put_get", "get", "Fetch files from there."),
-    "completion": Verb("completion", "completion", "Let a shell complete remoter's words."),
+    "completion": Verb("completion", "completion", "Print the shell completion script."),
     "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
 }
 
 
 @dataclass
 class CliContext:
-    """How this one call of the command is to speak."""
+    """Options of the whole command."""
 
     debug: bool = False
 
@@ -95,7 +97,7 @@ class LazyGroup(click.Group):
         verb = VERBS[name]
         module = importlib.import_module(f"remoter_kernel.cli.{verb.module}")
         command: click.Command = getattr(module, verb.function)
-        if not any(option.name == "debug" for option in command.params):
+        if not any(option.name == "debug" for option in command.params):  # `log` has its own
             command.params.append(_debug_option())
         return command
 
@@ -103,6 +105,7 @@ class LazyGroup(click.Group):
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, or suggest the nearest one; none of its own words may be empty."""
+        # During completion, `resilient_parsing`, there is only the beginning of a line.
         is_typed = args and not (args[0].startswith("-") or context.resilient_parsing)
         if is_typed and args[0] not in VERBS:
             context.fail(f'There is no verb "{args[0]}"{did_you_mean(args[0], VERBS)}.')
@@ -122,11 +125,12 @@ class LazyGroup(click.Group):
         return verbs + options
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a verb; one whose output nobody reads any more (`| head`) ends without a word."""
+        """Run a verb; exit without a word once its output is not read any more (`| head`)."""
         try:
             return super().invoke(context)
         except BrokenPipeError:
-            with contextlib.suppress(OSError, io.UnsupportedOperation):  # or Python complains
+            # Python flushes stdout once more at its exit, and would print a traceback then.
+            with contextlib.suppress(OSError, io.UnsupportedOperation):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(EXIT_SIGPIPE) from None
 
@@ -162,11 +166,12 @@ class LazyGroup(click.Group):
             code = _print_error(
                 cli_context, err, _internal_error(cli_context, err), EXIT_INTERNAL_ERROR
             )
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)  # click returns what the verb returned
 
 
 def _internal_error(cli_context: CliContext, err: Exception) -> str:
-    if isinstance(err, OSError) and err.errno == errno.ENOSPC:  # other files' trouble has its words
+    # Of stdout: whoever writes a file makes an error of its own of that.
+    if isinstance(err, OSError) and err.errno == errno.ENOSPC:
         return f"What is to be printed cannot be written: {err.strerror}."
     advice = "" if cli_context.debug else " With --debug it shows where; please report that."
     return f"This is a fault in remoter itself: {type(err).__name__}: {err}.{advice}"
@@ -175,21 +180,21 @@ def _internal_error(cli_context: CliContext, err: Exception) -> str:
 def _print_error(cli_context: CliContext, err: Exception, sentence: str, code: int) -> int:
     lines = traceback.format_exception(err) if cli_context.debug else []
     with contextlib.suppress(OSError):  # the terminal may be gone
-        # Also words of libraries, which know no errors of ours, may come from there.
+        # An exception of a library may quote the remote, too.
         said = "".join([*lines, f"remoter: {sentence}"])
         click.echo(plain_text(said, keeps_lines=True), err=True)
     return code
 
 
 def _open_streams() -> None:
-    """Let there be three streams: a program without a console starts us with none."""
+    """Open what is missing of stdin, stdout, stderr: pythonw.exe of Windows has none."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - to the end
 
 
 def _use_utf8() -> None:
-    """Let no sign be an error: a file or a pipe speaks UTF-8, a terminal what it can."""
+    """Let no character be an error: write UTF-8 to a file or a pipe, to a terminal what it can."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             encoding = None if stream.isatty() else "utf-8"

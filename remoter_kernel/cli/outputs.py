@@ -21,6 +21,7 @@ from remoter_kernel.local.history.notebook_file import check_destination, check_
 from remoter_kernel.local.history.remote_query import MOST_IN_MEMORY, locate_session
 from remoter_kernel.local.history.transcript import Transcript, iopub_output
 from remoter_kernel.local.run.runner import ExitCodeTracker
+from remoter_kernel.plain_text import count_of
 
 if TYPE_CHECKING:
     from remoter_kernel.local.history.remote_query import SessionRef
@@ -80,7 +81,7 @@ def _check_options(notebook: Path | None, into: Path | None, *, force: bool) -> 
 
 
 def _replay(found: SessionRef, *, follow: bool) -> None:
-    """Show what a script says, and end as it does."""
+    """Show the outputs of a script, and exit with its exit code."""
     terminal, verdict = TerminalRenderer(), ExitCodeTracker()
     reading = found.read_journal(follow=follow)
     for said in reading:
@@ -110,7 +111,8 @@ def _write_new_notebook(
     name = found.query.remote.name
     notebook = build_notebook(story, kernelspec_name(name), f"Remote ({name})")
     written = write_notebook(path, notebook, may_replace=may_replace)
-    click.echo(f"Wrote {len(story.executions)} cells to {written}{moved_clause(path, written)}.")
+    cells = count_of(len(story.executions), "cell")
+    click.echo(f"Wrote {cells} to {written}{moved_clause(path, written)}.")
 
 
 def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef) -> None:
@@ -134,12 +136,12 @@ def _merge_into_notebook(path: Path, story: ExecutionHistory, found: SessionRef)
         click.echo(
             f"Cell {filling.cell_index + 1}: {_fill_summary(filling.execution, filling.why)}"
         )
-    filled = f"{len(runs)} cell{'s' * (len(runs) != 1)}"
-    click.echo(f"Filled {filled} of {path}." if runs else f"Nothing was missing in {path}.")
+    filled = f"Filled {count_of(len(runs), 'cell')} of {path}."
+    click.echo(filled if runs else f"Nothing was missing in {path}.")
 
 
 def _fill_summary(run: Any, why: str) -> str:
     if run is None:
         return f"left alone, {why}"
-    number = f"{len(run.outputs)} output{'s' * (len(run.outputs) != 1)}"
+    number = count_of(len(run.outputs), "output")
     return f"{number} of In [{run.count}]" + (f"; {why}" if why else "")

@@ -1,4 +1,4 @@
-"""The kinds of words that verbs take, and how a shell completes them; never by asking a remote."""
+"""The parameters of verbs, and how a shell completes them; never by asking a remote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-OUTPUT, FORCE = "-o", "--force"  # without the first, the second is the script's
+OUTPUT, FORCE = "-o", "--force"  # of `run`; without the first, the second is the script's
 
 
 class DurationParam(click.ParamType):  # type: ignore[type-arg] # it has none in older versions
@@ -36,7 +36,7 @@ class DurationParam(click.ParamType):  # type: ignore[type-arg] # it has none in
         except ValueError as error:
             self.fail(f"Write {error}.", param, context)
         if seconds <= 0:
-            self.fail("Write more than nothing.", param, context)
+            self.fail("Write a time of more than 0.", param, context)
         return seconds
 
 
@@ -75,7 +75,7 @@ def complete_session(
 
 
 def _completion_item(word: str, told: str) -> CompletionItem:
-    """Offer a word; what is told of it stays on one line: a shell takes the next for a word."""
+    """Offer a word with its help on one line: a shell takes a second one for a word."""
     return CompletionItem(word, help=plain_text(told))
 
 
@@ -89,13 +89,13 @@ def _cached_sessions() -> Iterator[tuple[str, str]]:
 
 
 class ScriptCommand(click.Command):
-    """What follows NAME and FILE is the script's, from the first word on that is no option here.
+    """A command whose words after NAME and FILE are the script's: from the first that is no option.
 
-    After `--` everything is. With `-c` there is no FILE.
+    After `--`, all are. With `-c` there is no FILE.
     """
 
     def own_words(self, args: list[str]) -> tuple[list[str], list[str]]:
-        """Return the command's own words, and those of the script."""
+        """Return the command's own words, and those of the script, which click must not parse."""
         options = _options_of(self)
         own, arguments = split_script_arguments(args, options)
         if any(_option_in(word, {OUTPUT: True}) for word in own):
@@ -122,10 +122,10 @@ class ScriptCommand(click.Command):
 
 
 def refuse_empty(command: click.Command, name: str, args: list[str], group: click.Context) -> None:
-    """Refuse a word that is empty: most often a variable of the shell that is not set.
+    """Refuse an empty word: most often a variable of the shell that is not set.
 
-    An empty path is the folder one is in, and any session's id begins with nothing. What a script
-    is given is the script's.
+    An empty path would be the current folder, and each session's id begins with "". The words of a
+    script are not checked.
     """
     words = command.own_words(args)[0] if isinstance(command, ScriptCommand) else args
     context = click.Context(command, group, info_name=name)

@@ -1,4 +1,4 @@
-"""The verbs `put` and `get`: carry files there and back."""
+"""The verbs `put` and `get`: copy files there and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 
 from remoter_kernel.cli.params import complete_local_path, complete_remote
 from remoter_kernel.cli.progress import TransferProgressBar
-from remoter_kernel.cli.terminal import terminal_prompter
-from remoter_kernel.errors import RemoterError, Usage
-from remoter_kernel.local.config.remotes import find_remote, remote_cwd
+from remoter_kernel.cli.terminal import raise_first, terminal_prompter
+from remoter_kernel.errors import Usage, naming_remote
+from remoter_kernel.local.config.remotes import named_remote, remote_cwd
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.transfer.file_transfer import Transfer
 from remoter_kernel.local.transfer.transfer_progress import (
@@ -23,8 +23,6 @@ from remoter_kernel.local.transfer.transfer_progress import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from remoter_kernel.local.config.remotes import Remote
 
 DRY_RUN = click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would go where.")
 
@@ -57,42 +55,32 @@ def get(name: str, words: tuple[str, ...], is_dry: bool) -> None:
 
 def _transfer_files(name: str, words: tuple[str, ...], *, is_put: bool, is_dry: bool) -> None:
     verb = "put" if is_put else "get"
-    if len(words) < 2:  # noqa: PLR2004 - one from, one to
-        raise Usage("Name what to carry, and where to.", f"See `remoter {verb} --help`.")
-    remote = find_remote(name)
-    assert remote is not None  # noqa: S101 - it has a name
+    if len(words) < 2:  # noqa: PLR2004 - a source and a destination
+        raise Usage(
+            "The destination is missing.", f"Write: remoter {verb} NAME FILE... DESTINATION"
+        )
+    remote = named_remote(name)
     there = remote_cwd(remote.cwd, remote.path_map, Path.cwd(), Path.home())
     *sources, to = words
-    errand = TransferSpec(
+    spec = TransferSpec(
         is_put=is_put, sources=tuple(sources), to=to, here=Path.cwd(), there=there, is_dry=is_dry
     )
-    with TransferProgressBar() as travelling:
-        transfer = Transfer(errand, remote, _LoginFactory(remote).log_in, travelling.on_progress)
-        outcome = transfer.run()
-    for line in outcome.dry_run:
-        click.echo(line)
-    for line in outcome.left_out:
-        click.echo(f"Left out: {line}", err=True)
-    if outcome.has_arrived:
-        travelling.print_summary(transfer_summary(errand, name, outcome))
-    for trouble in outcome.troubles[1:]:
-        click.echo(f"remoter: {trouble}", err=True)
-    first = first_error(outcome.troubles)
-    if first is not None:
-        raise first
-
-
-class _LoginFactory:
-    """The keeper's login, asked for again after a cut."""
-
-    def __init__(self, remote: Remote) -> None:
-        self._remote = remote
 
     @contextlib.contextmanager
-    def log_in(self, in_doubt: bool) -> Iterator[KeeperLogin]:
-        try:
-            login = log_in_by_keeper(self._remote, terminal_prompter(), in_doubt=in_doubt)
-        except RemoterError as error:
-            raise error.at(self._remote.name) from error.__cause__
+    def log_in(in_doubt: bool) -> Iterator[KeeperLogin]:
+        """Use the keeper's login; it is asked for again after a cut."""
+        with naming_remote(remote.name):
+            login = log_in_by_keeper(remote, terminal_prompter(), in_doubt=in_doubt)
         with contextlib.closing(login):
             yield login
+
+    with TransferProgressBar() as bar:
+        result = Transfer(spec, remote, log_in, bar.on_progress).run()
+    for line in result.dry_run:
+        click.echo(line)
+    for line in result.left_out:
+        click.echo(f"Left out: {line}", err=True)
+    if result.has_arrived:
+        click.echo(transfer_summary(spec, name, result), err=True)
+    first = first_error(result.troubles)
+    raise_first([first, *result.troubles[1:]] if first else [])

@@ -1,4 +1,4 @@
-"""How what code says there is shown here: at a terminal, as JSON, in a notebook."""
+"""How outputs are shown: at a terminal, as JSON, in a notebook."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from remoter_kernel.local.history.executions import (
 )
 from remoter_kernel.local.history.transcript import display_text, traceback_text
 from remoter_kernel.local.run.runner import quit_status
+from remoter_kernel.plain_text import count_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,20 +39,20 @@ class RunResult(NamedTuple):
 
 
 class OutputRenderer(Protocol):
-    """Somebody who is told of all outputs, and of the end."""
+    """Whoever shows all outputs, and the end."""
 
     def show(self, piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
-        """Show one output of a piece of the code."""
+        """Show one output of a cell."""
 
     def finish(self, result: RunResult) -> None:
-        """Hear how it ended."""
+        """Show how it ended."""
 
 
 class TerminalRenderer:
     """Shows outputs as they come: text to stdout, errors to stderr."""
 
     def __init__(self, *, only_errors: bool = False) -> None:
-        """Remember."""
+        """`only_errors`: a notebook is written, which has the rest."""
         self._only_errors = only_errors
 
     def show(self, _piece: CodeCell | None, kind: str, content: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ class TerminalRenderer:
 
 
 def _output_fields(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what a kernel says as JSON can have it; a stream has a name and a text."""
+    """Return the content of an output as JSON can have it; a stream has a name and a text."""
     kept: dict[str, Any] = as_json_value(content)
     return {**kept, **stream_of(content)} if kind == "stream" else kept
 
@@ -89,23 +90,16 @@ class JsonRenderer:
     """Collects outputs for one JSON document."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self._outputs: list[dict[str, Any]] = []
+        self._run = CellExecution("", "")  # all cells count as one
 
     def show(self, _piece: CodeCell, kind: str, content: dict[str, Any]) -> None:
-        """Keep one output in the words of a notebook file."""
-        words = _output_fields(kind, content)
-        if kind == "stream":
-            last = self._outputs[-1] if self._outputs else {}
-            if (last.get("output_type"), last.get("name")) == ("stream", words["name"]):
-                last["text"] += words["text"]
-                return
+        """Keep one output as a notebook file has it."""
         if kind in OUTPUT_TYPES:
-            self._outputs.append({"output_type": kind, **words})
+            self._run.add({"output_type": kind, **_output_fields(kind, content)})
 
     def finish(self, result: RunResult) -> None:
         """Print the document."""
-        words = {**result._asdict(), "outputs": self._outputs}
+        words = {**result._asdict(), "outputs": self._run.outputs}
         if not result.error:
             del words["error"]
         click.echo(json.dumps(words, indent=2))
@@ -129,7 +123,6 @@ class NotebookRenderer:
     """Writes the notebook as it is after its run, whatever has become of it."""
 
     def __init__(self, notebook: NotebookText, path: Path, *, may_replace: bool = False) -> None:
-        """Remember what was read, and where to write."""
         self._may_replace = may_replace
         self._notebook = notebook
         self._path = path
@@ -154,8 +147,8 @@ class NotebookRenderer:
         notebook = executed_notebook(self._notebook.text, self._runs, self.language_info)
         notebook["metadata"]["kernelspec"] |= {"name": name, "display_name": title}
         written = write_notebook(self._path, notebook, may_replace=self._may_replace)
-        cells = f"{len(self._runs)} cell{'s' * (len(self._runs) != 1)}"
-        click.echo(f"Ran {cells}; wrote {written}{moved_clause(self._path, written)}.", err=True)
+        moved = moved_clause(self._path, written)
+        click.echo(f"Ran {count_of(len(self._runs), 'cell')}; wrote {written}{moved}.", err=True)
 
 
 def moved_clause(path: Path, written: Path) -> str:

@@ -46,7 +46,7 @@ def report(name: str | None, output: Path | None, force: bool) -> None:
 
 
 def _check_output_file(path: Path, *, force: bool) -> None:
-    """Find out before anybody is asked; a device (/dev/stdout) has no place for a file beside."""
+    """Check before the login asks anything; no file can be put beside a device (/dev/stdout)."""
     if not path.exists():
         check_destination(path)
     elif force:

@@ -7,7 +7,7 @@ import getpass
 import json
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,12 +29,7 @@ from remoter_kernel.local.config.remotes import find_remote
 from remoter_kernel.local.history.executions import language_info_of
 from remoter_kernel.local.history.notebook_file import check_destination, is_valid
 from remoter_kernel.local.history.transcript import format_duration
-from remoter_kernel.local.run.code_to_run import (
-    Program,
-    code_program,
-    decode_script,
-    read_program,
-)
+from remoter_kernel.local.run.code_to_run import Program, code_program, decode_script, read_program
 from remoter_kernel.local.run.runner import LeftRunning, Runner, SubmittedCell, exit_code_of_all
 from remoter_kernel.local.session.dialer import SessionDialer
 from remoter_kernel.plain_text import plain_text
@@ -46,6 +41,7 @@ if TYPE_CHECKING:
 
 DETACH_HINT_AFTER = 1.0  # seconds from Ctrl-C; most code has ended by then
 LINK_LOST = "the link is lost; the code goes on there, and its output comes when the link is back."
+SEE_HELP = "See `remoter run --help`."
 EXIT_SIGNAL_BASE = 128  # and the signal's number: what shells say of a command that it has ended
 WHOLE_PATH = click.Path(path_type=Path)
 
@@ -87,44 +83,51 @@ def run(  # noqa: PLR0917 - click hands them over by name
             "-o, --timeout and --events need somebody here until the end.",
             "Without them: `remoter outputs SESSION --notebook OUT.ipynb` writes a notebook later.",
         )
-    if force and not output:
-        raise Usage(
-            "--force lets -o replace a file, and nothing else.", "See `remoter run --help`."
-        )
     if as_json and events:
-        raise Usage("Choose either --json or --events.", "See `remoter run --help`.")
+        raise Usage("Choose either --json or --events.", SEE_HELP)
     program = _read_program_from(file, code, arguments)
-    if output:
-        _check_output(program, output, force=force)
-    runner = Runner(SessionDialer(partial(find_remote, name), terminal_prompter()))
-    runner.dialer.session_request = replace(runner.dialer.session_request, script=program.name)
-    runner.dialer.on_slow_host = lambda sentence: click.echo(
-        f"remoter: {name}: {sentence}", err=True
-    )
+    _check_output(program, output, force=force)
+    runner = _runner_for(name, program)
     with _signal_handlers():
         if detach:
             _detach(name, runner, program, as_json=as_json)
-        else:
-            renderers = _renderers_for(program, output, force=force, as_json=as_json, events=events)
-            is_read = str(file) == "-"  # then no answer is left in stdin
-            ask = None if is_read else partial(_prompt_for_input, aside=as_json or events)
-            attached = _AttachedRun(name, runner, program, renderers)
-            code_there = attached.run(timeout or 0.0, ask)
-            raise click.exceptions.Exit(code_there)
+            return
+        renderers = _renderers_for(program, output, force=force, as_json=as_json, events=events)
+        ask = partial(_prompt_for_input, aside=as_json or events)
+        is_read = str(file) == "-"  # then stdin is at its end, and has no answers
+        attached = _AttachedRun(name, runner, program, renderers)
+        raise click.exceptions.Exit(attached.run(timeout or 0.0, None if is_read else ask))
+
+
+def _runner_for(name: str, program: Program) -> Runner:
+    dialer = SessionDialer(partial(find_remote, name), terminal_prompter())
+    dialer.session_request = replace(dialer.session_request, script=program.name)
+    dialer.on_slow_host = partial(_print_about, name)
+    return Runner(dialer)
+
+
+def _print_about(remote: str, sentence: str) -> None:
+    click.echo(f"remoter: {remote}: {sentence}", err=True)
 
 
 def _read_program_from(file: Path | None, code: str | None, arguments: tuple[str, ...]) -> Program:
-    if (file is None) == (code is None):
-        raise Usage("Name either a file or code (-c).", "See `remoter run --help`.")
+    if file and code is not None:
+        raise Usage("Name either a file or code (-c).", SEE_HELP)
     if code is not None:
         return code_program(code, arguments)
-    assert file is not None  # noqa: S101 - one of both is there
+    if file is None:
+        raise Usage("Name a file or code (-c).", "Put the remote first: remoter run NAME train.py")
     if str(file) == "-":
         return code_program(decode_script(sys.stdin.buffer.read(), "stdin"), arguments, "-")
     return read_program(file, arguments)
 
 
-def _check_output(program: Program, output: Path, *, force: bool) -> None:
+def _check_output(program: Program, output: Path | None, *, force: bool) -> None:
+    """Refuse, before anything runs, what could not be written after it."""
+    if output is None:
+        if force:
+            raise Usage("--force lets -o replace a file, and nothing else.", SEE_HELP)
+        return
     if program.notebook is None:
         raise Usage(
             f"-o writes the notebook that was run, and {program.name} is none.",
@@ -141,26 +144,22 @@ def _check_output(program: Program, output: Path, *, force: bool) -> None:
 def _renderers_for(
     program: Program, output: Path | None, *, force: bool, as_json: bool, events: bool
 ) -> tuple[OutputRenderer, ...]:
-    told = (
-        JsonRenderer()
-        if as_json
-        else JsonLinesRenderer()
-        if events
-        else TerminalRenderer(only_errors=bool(output))
-    )
+    told: OutputRenderer = TerminalRenderer(only_errors=bool(output))
+    if as_json or events:
+        told = JsonRenderer() if as_json else JsonLinesRenderer()
     if output is None or program.notebook is None:
         return (told,)
     return (told, NotebookRenderer(program.notebook, output, may_replace=force))
 
 
 def _submit(runner: Runner, program: Program, show: Any, ask: Any = None) -> list[SubmittedCell]:
-    """Ask for all pieces at once: they run to their end whatever becomes of us."""
+    """Send all cells at once: they run to their end, though this machine goes away."""
     runner.run_silently(program.preamble(runner.language))
     return [runner.submit(piece, partial(show, piece), ask) for piece in program.cells]
 
 
 def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> None:
-    """Start it there, say how it is called, and leave."""
+    """Start it there, print its id, and leave."""
     trouble: RemoterError | None = None
     try:
         runner.start()
@@ -186,28 +185,28 @@ def _detach(remote: str, runner: Runner, program: Program, *, as_json: bool) -> 
         click.echo(f"It runs there. To follow it: remoter outputs -f {name}", err=True)
 
 
+@dataclass
 class _AttachedRun:
-    """One run that is watched from here."""
+    """One run whose outputs are shown here."""
 
-    def __init__(
-        self, remote: str, runner: Runner, program: Program, renderers: tuple[OutputRenderer, ...]
-    ) -> None:
-        self._remote = remote
-        self._runner = runner
-        self._program = program
-        self._renderers = renderers
-        self._cells: list[SubmittedCell] = []
+    _remote: str
+    _runner: Runner
+    _program: Program
+    _renderers: tuple[OutputRenderer, ...]
+    _cells: list[SubmittedCell] = field(default_factory=list)
 
     def run(self, timeout: float, ask: Ask | None) -> int:
-        """Run it to its end, tell of that, and return the exit code."""
+        """Run it to its end, show that, and return the exit code."""
         runner = self._runner
         runner.on_ctrl_c = self._schedule_hint
-        runner.on_loss = partial(_warn_link_state, self._remote)
+        runner.on_loss = partial(_print_link_state, self._remote)
         try:
             try:
                 runner.start()
                 _print_notices(runner)
-                self._set_language_info()
+                for each in self._renderers:
+                    if isinstance(each, NotebookRenderer):
+                        each.language_info = language_info_of(runner.kernel_info)
                 self._cells = _submit(runner, self._program, self._show, ask)
                 runner.wait(timeout)
             except LeftRunning:
@@ -233,40 +232,33 @@ class _AttachedRun:
         for each in self._renderers:
             each.show(piece, kind, content)
 
-    def _set_language_info(self) -> None:
-        for each in self._renderers:
-            if isinstance(each, NotebookRenderer):
-                each.language_info = language_info_of(self._runner.kernel_info)
-
     def _finish(self, status: str, code: int, error: str = "") -> None:
         ending = RunResult(self._remote, self._runner.session, status, code, error)
         for each in self._renderers:
             each.finish(ending)
 
     def _schedule_hint(self) -> None:
-        self._runner.reactor.call_later(DETACH_HINT_AFTER, self._print_hint)
-
-    def _print_hint(self) -> None:
+        hint = partial(click.echo, "Interrupted. Ctrl-C again leaves it running there.", err=True)
         if sys.stderr.isatty():
-            click.echo("Interrupted. Ctrl-C again leaves it running there.", err=True)
+            self._runner.reactor.call_later(DETACH_HINT_AFTER, hint)
 
 
 def _print_notices(runner: Runner) -> None:
     for notice in runner.notices:
-        click.echo(f"remoter: {runner.dialer.remote.name}: {notice}", err=True)
+        _print_about(runner.dialer.remote.name, notice)
 
 
 def _session_kept_error(runner: Runner, error: RemoterError) -> RemoterError:
-    """Say that what runs there is not lost with the link."""
+    """Add to an error of the link that the session goes on."""
     what, advice = runner.reattach_hint("goes on there")
     error.advice = f"{error.advice} {what} {advice}".strip()
     return error
 
 
 def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
-    """Answer what the code asks as `input()` here would; `aside`: stdout is not for prompts."""
+    """Answer `input()` of the code as it would here; `aside`: stdout is for JSON alone."""
     prompt = plain_text(prompt, keeps_lines=True)
-    if terminal_prompter() is not None:  # a login may ask here, too: each has its turn
+    if terminal_prompter() is not None:  # a login may ask here, too: one after the other
         if not (aside or is_secret or sys.stdout.isatty()):  # the prompt is a part of the output
             click.echo(prompt, nl=False)
             prompt = ""
@@ -279,10 +271,10 @@ def _prompt_for_input(prompt: str, is_secret: bool, *, aside: bool) -> str:
     return input(prompt)
 
 
-def _warn_link_state(remote: str, seconds: float | None) -> None:
-    """Say that the link is gone for longer than a moment, and when it is back."""
-    words = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
-    click.echo(f"remoter: {remote}: {words}", err=True)
+def _print_link_state(remote: str, seconds: float | None) -> None:
+    """Print that the link is lost (None), or back after so many seconds."""
+    back = f"the link is back after {format_duration(seconds)}." if seconds else LINK_LOST
+    _print_about(remote, back)
 
 
 @contextlib.contextmanager
@@ -301,7 +293,7 @@ def _signal_handlers() -> Iterator[None]:
     numbers = {getattr(signal, name): act for name, act in actions.items() if hasattr(signal, name)}
     before = {number: signal.getsignal(number) for number in numbers}
     for number, act in numbers.items():
-        if before[number] is signal.SIG_DFL:  # `nohup` means what it says
+        if before[number] is signal.SIG_DFL:  # `nohup` has set SIG_IGN, which stays
             signal.signal(number, act)
     try:
         yield

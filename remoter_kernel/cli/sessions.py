@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remoter_kernel.cli.params import complete_remote
-from remoter_kernel.cli.terminal import format_columns, terminal_prompter
+from remoter_kernel.cli.terminal import format_columns, raise_first, terminal_prompter
 from remoter_kernel.local.history.remote_query import query_remotes
 from remoter_kernel.local.history.transcript import format_duration
+from remoter_kernel.local.launch.launcher import is_over
 
 if TYPE_CHECKING:
     from remoter_kernel.local.history.remote_query import SessionList
@@ -29,7 +30,7 @@ def sessions(name: str | None, as_json: bool) -> None:
     Sessions that ended more than a day ago are only in the JSON document.
     """
     with query_remotes([name] if name else None, terminal_prompter()) as listings:
-        pass
+        pass  # the logins are not needed to print
     for visit in (listing.query for listing in listings if listing.query.skipped):
         what = f"{visit.skipped} of its sessions have no id of one, and are left out."
         click.echo(f"remoter: {visit.remote.name}: {what}", err=True)
@@ -37,11 +38,7 @@ def sessions(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(_sessions_document(listings), indent=2))
     else:
         _print_table(listings)
-    errors = [listing.error for listing in listings if listing.error]
-    for error in errors[1:]:
-        click.echo(f"remoter: {error}", err=True)
-    if errors:
-        raise errors[0]
+    raise_first([listing.error for listing in listings if listing.error])
 
 
 def _sessions_document(listings: list[SessionList]) -> dict[str, Any]:
@@ -59,7 +56,7 @@ def _print_table(listings: list[SessionList]) -> None:
         _table_row(session["remote"] or listing.query.remote.name, session)
         for listing in listings
         for session in listing.sessions
-        if session["state"] not in {"ended", "dead"} or session["seconds"] < SHOWN_AFTER_END
+        if not is_over(session) or session["seconds"] < SHOWN_AFTER_END
     ]
     if rows:
         head = ("SESSION", "REMOTE", "KERNEL", "STATE", "CLIENTS", "STARTED", "NOTEBOOK")
@@ -71,14 +68,13 @@ def _print_table(listings: list[SessionList]) -> None:
 
 def _table_row(remote: str, session: dict[str, Any]) -> tuple[str, ...]:
     since = format_duration(session["seconds"])
-    is_over = session["state"] in {"ended", "dead"}
     purpose = session["notebook"] or session.get("script", "")
-    state = f"{session['state']} {since} ago" if is_over else f"{session['state']} for {since}"
+    how_long = f"{since} ago" if is_over(session) else f"for {since}"
     return (
         session["id"],
         remote,
         session["kernel"],
-        state,
+        f"{session['state']} {how_long}",
         str(session["fronts"]),
         time.strftime("%Y-%m-%d %H:%M", time.localtime(session["created"])),
         PurePosixPath(purpose.replace("\\", "/")).name or "-",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from remoter_kernel.cli.params import complete_remote, complete_session
-from remoter_kernel.cli.terminal import terminal_prompter
+from remoter_kernel.cli.terminal import raise_first, terminal_prompter
 from remoter_kernel.errors import NoSuchSession, RemoterError, Usage
 from remoter_kernel.local.history.remote_query import (
     SessionRef,
@@ -15,11 +15,11 @@ from remoter_kernel.local.history.remote_query import (
     resolve_session,
     split_session_name,
 )
+from remoter_kernel.local.launch.launcher import is_over
 
 if TYPE_CHECKING:
     from remoter_kernel.local.history.remote_query import SessionList
 
-ENDED_STATES = {"ended", "dead"}
 SENTENCES = {
     "stopped": "{} was stopped.",
     "killed": "{} did not end by itself; it was killed.",
@@ -54,10 +54,7 @@ def stop(words: tuple[str, ...], everywhere: str | None) -> None:
         errors = [error for error in map(_stop_session, found.values()) if error]
     if everywhere and not found:
         click.echo(f"No sessions of {everywhere}.", err=True)
-    for error in errors[1:]:
-        click.echo(f"remoter: {error}", err=True)
-    if errors:
-        raise errors[0]
+    raise_first(errors)
 
 
 def _sessions_of_remote(listings: list[SessionList]) -> dict[str, SessionRef]:
@@ -73,10 +70,10 @@ def _sessions_of_remote(listings: list[SessionList]) -> dict[str, SessionRef]:
 
 
 def _stop_session(found: SessionRef) -> RemoterError | None:
-    """Stop one session and say so; return why that could not be."""
+    """Stop one session and print how; return the error if that failed."""
     remote = found.query.remote.name
     how, host = found.query.stop(found.id)
-    if how == "gone" and found.about["state"] in ENDED_STATES:
+    if how == "gone" and is_over(found.about):
         return NoSuchSession(f"Session {found.id} had ended already.", remote=remote)
     if how == "elsewhere":
         return RemoterError(

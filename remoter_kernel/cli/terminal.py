@@ -1,7 +1,7 @@
-"""The terminal at which a command was given: asks there, if somebody sits there.
+"""Questions at the terminal, if the command was given at one; and tables.
 
-One line that a person types at a terminal; whoever asked for it may want it no more meanwhile.
-`input` and `getpass` cannot be called off, and would take the next line that is typed.
+A question may be withdrawn while a person types (another window has answered it). `input` and
+`getpass` cannot be cancelled, and would take the next line that is typed: so lines are read here.
 """
 
 from __future__ import annotations
@@ -31,35 +31,34 @@ from remoter_kernel.plain_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from remoter_kernel.errors import RemoterError
     from remoter_kernel.local.login.prompts import Prompt, Prompter
 
-_prompt_lock = (
-    threading.Lock()
-)  # several logins may have a question; a person answers one at a time
+_prompt_lock = threading.Lock()  # several logins may ask; a person answers one at a time
 LEAST_TEXT_WIDTH = 20  # columns beside a name: a narrower terminal breaks lines as it likes
 
-POLL_EVERY = 0.1  # seconds between two looks at whether a line is still wanted
-MOST_AT_ONCE = 4096  # bytes that a terminal gives at once
+POLL_EVERY = 0.1  # seconds between two looks at whether the question is withdrawn
+MOST_AT_ONCE = 4096  # bytes: the longest line of a terminal in Linux
 ENTER, ERASE, CTRL_C, END = "\r\n", "\b\x7f", "\x03", "\x04\x1a"
-# A key without a sign (arrows, Home, F11) comes in a console of Windows as one of two leads, and
+# A console of Windows gives a key without a character (arrows, Home, F11) as one of two leads, and
 # a code. The second lead is also the letter a-grave: only these codes are taken for keys after it.
 LEADS, CODES = "\x00\xe0", "GHIKMOPQRS\x85\x86\x8d\x91\x92\x93"
 
 
 class TerminalPrompter:
-    """Asks on stderr, so that stdout stays what the command has to say."""
+    """Asks on stderr: stdout is for the command's output."""
 
     def __init__(self, command: str = "remoter") -> None:
-        """Remember which command it is that asks."""
+        """`command`: what asks here, for a person who is asked at another place."""
         self._command = command
 
     @property
     def is_asking(self) -> bool:
-        """Does a question stand at this terminal just now?"""
+        """Is a question at this terminal just now?"""
         return _prompt_lock.locked()
 
     def place(self) -> str:
-        """Say where the person sits."""
+        """Return where the person is, for somebody who is asked elsewhere."""
         return f"by `{self._command}` in a terminal (process {os.getpid()})"
 
     def confirm_host_key(
@@ -85,7 +84,7 @@ class TerminalPrompter:
         instruction: str = "",
         withdrawn: threading.Event = NEVER_WITHDRAWN,
     ) -> list[str]:
-        """Ask what a server, or a key, wants to know; what must stay hidden is not shown."""
+        """Ask what a server, or a key, wants to know; show no secret while it is typed."""
         with _exclusive(withdrawn), _declined_on_eof(host):
             columns = shutil.get_terminal_size().columns
             for line in instruction.splitlines():
@@ -95,13 +94,13 @@ class TerminalPrompter:
             return [_prompt_one(host, prompt, columns, withdrawn) for prompt in prompts]
 
     def wait_elsewhere(self, sentence: str, withdrawn: threading.Event) -> None:
-        """Say where somebody else is asked; Ctrl-C ends the command meanwhile."""
+        """Print where a person is asked already, and wait; Ctrl-C ends the command."""
         click.echo(f"remoter: {sentence} This goes on then; Ctrl-C ends it.", err=True)
         withdrawn.wait()
 
 
 def read_exclusively(prompt: str, *, is_shown: bool) -> str:
-    """Read a line for somebody who is no login: the questions of logins wait meanwhile."""
+    """Read a line for `input()` of the code; questions of logins wait meanwhile."""
     with _exclusive(NEVER_WITHDRAWN):
         return read_line(prompt, is_shown=is_shown)
 
@@ -125,16 +124,16 @@ def _prompt_one(host: str, prompt: Prompt, columns: int, withdrawn: threading.Ev
 
 
 def _wrap(text: str, mark: str, columns: int) -> list[str]:
-    """Break a line as the terminal would, with the mark of whoever says it before each row.
+    """Break a line as the terminal would, with the mark of the server before each row.
 
-    Else whatever stands just behind the edge would seem to be a line of its own.
+    Else a server could write a text whose second row looks like a question of ours.
     """
     if not mark:
         return [text]
     room = max(LEAST_TEXT_WIDTH, columns - len(mark) - 1)
     rows, used = [mark], 0
     for sign in text:
-        width = 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        width = 2 if unicodedata.east_asian_width(sign) in "WF" else 1  # columns
         if used + width > room:
             rows.append(mark)
             used = 0
@@ -145,7 +144,7 @@ def _wrap(text: str, mark: str, columns: int) -> list[str]:
 
 @contextlib.contextmanager
 def _declined_on_eof(host: str) -> Iterator[None]:
-    """Ctrl-D at a question ends the command, and says so."""
+    """Make a `NotAnswered` of Ctrl-D at a question."""
     try:
         yield
     except EOFError:
@@ -154,11 +153,19 @@ def _declined_on_eof(host: str) -> Iterator[None]:
 
 
 def terminal_prompter() -> Prompter | None:
-    """Say who may be asked: nobody, unless stdin and stderr are a terminal."""
+    """Return who asks; None unless stdin and stderr are a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     context = click.get_current_context(silent=True)
     return TerminalPrompter(context.command_path if context else "remoter")
+
+
+def raise_first(errors: Sequence[RemoterError]) -> None:
+    """End the command with the first error, if there is one; print the others before it."""
+    for error in errors[1:]:
+        click.echo(f"remoter: {error}", err=True)
+    if errors:
+        raise errors[0]
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -203,7 +210,7 @@ def _read_terminal(withdrawn: threading.Event, *, is_shown: bool) -> str:
 
 @contextlib.contextmanager
 def _with_echo(handle: int) -> Iterator[None]:
-    """Leave half an answer to nobody who reads there next: it may be a code."""
+    """Discard half an answer, or the shell would read it next: it may be a code."""
     import termios
 
     try:
@@ -216,7 +223,7 @@ def _with_echo(handle: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_echo(handle: int) -> Iterator[None]:
-    """Show nothing of what is typed; half a secret is left to nobody who reads there next."""
+    """Switch echo off; TCSAFLUSH discards half a secret, which the shell would read next."""
     import termios
 
     before = termios.tcgetattr(handle)
@@ -251,7 +258,7 @@ def _read_keys(withdrawn: threading.Event, *, is_shown: bool) -> str:
 
 
 def _keys(withdrawn: threading.Event) -> Iterator[str]:
-    """Yield each key that has a sign."""
+    """Yield each key that has a character."""
     import msvcrt
 
     pause = threading.Event()

@@ -1,1 +1,1 @@
-"""BOTH sides: files on their way, in a stream of frames of their own."""
+"""Runs on BOTH ends: file transfers, in a stream of frames of their own."""

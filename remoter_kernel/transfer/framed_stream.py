@@ -1,12 +1,12 @@
-"""Carries frames of a transfer over a stream of bytes: a socket here, stdin and stdout there.
+"""The frames of a file transfer over a stream of bytes: a local socket, remote stdin and stdout.
 
-Several threads may say something; one hears. Small frames wait for each other until `flush`.
-Each end gives signs of life, so that one which hears none for long knows that it is alone:
-a connection that has died without a word must not keep a half file locked.
+Several threads may send; one receives. Small frames wait for each other until `flush`. Each end
+sends keep-alives, so that one which receives none for long knows that the connection is dead: that
+must not keep a partial file locked.
 
-The words of a transfer of files: a stream of frames, each a head and a body. One end sends and the
-other receives, whichever of them is here. A position counts the bytes of all frames that the sender
-has said; what the receiver has dealt with it acknowledges by that.
+A frame is a head and a body. One end sends files and the other receives them; either may be the
+local one. A position counts the bytes of all frames that the sender has sent; by such a position
+the receiver acknowledges what it has dealt with.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ SILENT_FOR = 15.0  # seconds without a sign of life after which the other end is
 
 TRANSFER_VERSION = 1  # the number of this protocol
 GREETING = b"REMOTER transfer"
-HEAD = struct.Struct("!BI")  # which word, and the size of its body in bytes
+HEAD = struct.Struct("!BI")  # the type of a frame, and the size of its body in bytes
 MOST_BODY = 1024 * 1024  # bytes
 CHUNK = 256 * 1024  # bytes of a file that go together at most
 BODY_START = struct.Struct("!QQ")  # a file's number, and from which byte on it follows
 ACK_BODY = struct.Struct("!QQ")  # a position, and the number of the last file that is dealt with
-MOST_SOURCES = 100_000  # that one errand may name
+MOST_SOURCES = 100_000  # of one transfer
 MOST_ENTRIES = 10_000_000  # files, folders and links of one transfer
 MOST_BYTES = 2**60  # of all files of one transfer; no disk has as many
 MOST_PATH = 4096  # characters of a path, or of a link's target
 MOST_TROUBLES = 10_000  # that one end remembers
-LONGEST_REASON = 500  # characters of what the other end says of a trouble
+LONGEST_REASON = 500  # characters that the other end may give as the reason of a trouble
 FURTHEST = 2**80  # nanoseconds from 1970; no disk knows a time beyond
-ASK_FROM = 1024 * 1024  # bytes: of a file this large, it is asked how much is there already
+ASK_FROM = 1024 * 1024  # bytes: for smaller files, to ask what is there costs more than to send
 
 
 class StreamEnds(Protocol):
-    """The two ends of a stream of bytes that are here."""
+    """The two local ends of a stream of bytes, one to read and one to write."""
 
     def fileno(self) -> int:
-        """The descriptor to wait at for what comes."""
+        """The descriptor to select for reading."""
 
     def read_into(self, view: memoryview) -> int:
         """Read what is there, wait if nothing is; 0 is the end."""
@@ -59,15 +59,15 @@ class StreamEnds(Protocol):
         """Write some of it, wait if there is no room."""
 
     def end(self) -> None:
-        """Let whoever waits in the other two fail; from any thread."""
+        """Let a blocked `read_into` or `write` fail; from any thread."""
 
 
 class Cut(Unreachable):
-    """The stream has ended before everything was said."""
+    """The stream has ended before the transfer."""
 
 
 class FramedStream:
-    """One conversation over such a stream; `start` it, `stop` it."""
+    """Frames over such a stream; `start` it, `stop` it."""
 
     def __init__(self, ends: StreamEnds) -> None:
         self.sent_bytes = 0  # bytes of all frames, from here
@@ -76,8 +76,7 @@ class FramedStream:
         self._selector = selectors.DefaultSelector()
         self._out = bytearray()
         self._send_lock = threading.Lock()
-        self._in = bytearray(2 * MOST_BODY)
-        self._view = memoryview(self._in)
+        self._in = memoryview(bytearray(2 * MOST_BODY))
         self._begin = self._end = 0  # of what has come and was not taken
         self._is_over = threading.Event()
         self._keepalive = Thread(
@@ -86,47 +85,47 @@ class FramedStream:
         self.keepalive_frame = pack_frame(FrameType.ALIVE)
 
     def start(self) -> None:
-        """Give signs of life from now on."""
+        """Send keep-alives from now on."""
         self._selector.register(self._ends.fileno(), selectors.EVENT_READ)
         self._keepalive.start()
 
     def stop(self) -> None:
-        """Give no more of them, and let whoever waits here fail."""
+        """Send no more of them, and let a blocked `recv` or send fail with Cut."""
         self._is_over.set()
         self._ends.end()
         if self._keepalive.is_alive() and self._keepalive is not threading.current_thread():
             self._keepalive.join(KEEPALIVE_EVERY)
 
     def close(self) -> None:
-        """Give back what it took, once nobody hears any more."""
+        """Close the selector, once no thread receives any more."""
         self._selector.close()
 
     # --- to the other end ---
 
     def send_later(self, word: FrameType, body: bytes | memoryview = b"") -> None:
-        """Say something; it may wait for `flush`."""
+        """Send a frame; it may wait for `flush`."""
         with self._send_lock:
             self._append(memoryview(pack_frame(word, body)))
 
     def send_json(self, word: FrameType, words: dict[str, Any]) -> None:
-        """Say something in JSON, now."""
+        """Send a frame whose body is JSON, now."""
         with self._send_lock:
             self._append(memoryview(pack_frame(word, to_body(words))))
             self._flush()
 
     def send_error(self, trouble: FileTrouble) -> None:
-        """Say why nothing goes on, unless the other end has said so itself, or is gone."""
+        """Send why nothing goes on, unless the other end has sent it to us, or is gone."""
         if not trouble.is_from_peer:
             with contextlib.suppress(Cut):
                 self.send_json(FrameType.ERROR, trouble.to_dict())
 
     def send_frame(self, whole: memoryview) -> None:
-        """Say a frame that is put together already."""
+        """Send a frame that is packed already; it may wait for `flush`."""
         with self._send_lock:
             self._append(whole)
 
     def flush(self) -> None:
-        """Let what waits go."""
+        """Send what waits."""
         with self._send_lock:
             self._flush()
 
@@ -160,18 +159,18 @@ class FramedStream:
     # --- from the other end ---
 
     def has_input(self, seconds: float = 0.0) -> bool:
-        """Is there something to hear, now or within that time?"""
+        """Is there something to receive, now or within that time?"""
         return self._has_frame() or bool(self._selector.select(seconds))
 
     def recv(self) -> tuple[FrameType, memoryview]:
-        """Return the next frame; its body is there until the next call. Raise Cut."""
+        """Return the next frame; its body is overwritten by the next call. Raise Cut."""
         while not self._has_frame():
             self._read()
         word, size = unpack_head(self._in, self._begin)
         begin = self._begin + HEAD.size
         self._begin = begin + size
         self.received_bytes += HEAD.size + size
-        return word, self._view[begin : begin + size]
+        return word, self._in[begin : begin + size]
 
     def _has_frame(self) -> bool:
         there = self._end - self._begin
@@ -183,15 +182,16 @@ class FramedStream:
         if self._begin == self._end:
             self._begin = self._end = 0
         elif len(self._in) - self._end < MOST_BODY:
-            rest = bytes(self._view[self._begin : self._end])
+            rest = bytes(self._in[self._begin : self._end])
             self._begin, self._end = 0, len(rest)
-            self._view[: len(rest)] = rest
+            self._in[: len(rest)] = rest
+        # Only silence counts: a large file over a slow link takes longer, but never falls silent.
         until = time.monotonic() + SILENT_FOR
         while not self._selector.select(max(0.0, until - time.monotonic())):
             if time.monotonic() >= until:
                 raise Cut(f"nothing was heard for {SILENT_FOR:.0f} seconds.")
         try:
-            size = self._ends.read_into(self._view[self._end :])
+            size = self._ends.read_into(self._in[self._end :])
         except (OSError, ValueError) as error:
             raise Cut(f"the connection was cut ({error}).") from None
         if not size:
@@ -202,7 +202,7 @@ class FramedStream:
 class FrameType(IntEnum):
     """What a frame is for."""
 
-    WISH = 1  # the front: what is to be done, JSON
+    WISH = 1  # the local end: what is to be done, JSON
     START = 2  # the sender: what is coming, JSON
     READY = 3  # the receiver: where it will be, JSON
     ENTRY = 4  # the sender: a file, folder or link that is coming, JSON
@@ -236,7 +236,7 @@ class TroubleCode(IntEnum):
 
 
 class FileTrouble(RemoterError):
-    """Something is wrong with a file; `is_from_peer`: at the other end, which has told us."""
+    """Something is wrong with a file; `is_from_peer`: at the other end, which has sent this."""
 
     def __init__(
         self,
@@ -253,12 +253,12 @@ class FileTrouble(RemoterError):
         self.is_from_peer = is_from_peer
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the other end is told."""
+        """Return what is sent to the other end."""
         return {"path": self.path, "reason": self.reason, "trouble": int(self.code)}
 
 
 def trouble_from_dict(words: dict[str, Any]) -> FileTrouble:
-    """Read what the other end tells of a trouble."""
+    """Read a trouble that the other end has sent."""
     try:
         trouble = TroubleCode(words["trouble"])
     except (LookupError, TypeError, ValueError):
@@ -269,7 +269,7 @@ def trouble_from_dict(words: dict[str, Any]) -> FileTrouble:
 
 
 def append_trouble(troubles: list[FileTrouble], trouble: FileTrouble) -> None:
-    """Remember one file's trouble; FileTrouble ends it all once there are too many."""
+    """Keep one file's trouble; FileTrouble ends the transfer once there are too many."""
     if len(troubles) < MOST_TROUBLES:
         troubles.append(trouble)
         return
@@ -290,12 +290,12 @@ class FileEntry:
     target: str = ""  # of a link, as seen from its own folder
 
     def to_dict(self, number: int, *, asks: bool) -> dict[str, Any]:
-        """Return what is said of it; `asks`: how much of it is there already?"""
+        """Return what is sent of it; `asks`: is the receiver to answer how much is there?"""
         return {**vars(self), "number": number, "asks": asks}
 
 
 def entry_from_dict(words: dict[str, Any]) -> FileEntry:
-    """Read what is said of an entry; ProtocolError if that is nonsense."""
+    """Read an ENTRY; ProtocolError if it is nonsense."""
     mode = words.get("mode")
     entry = FileEntry(
         path=_typed(words, "path", str),
@@ -324,13 +324,14 @@ def number_of(words: dict[str, Any], key: str = "number") -> int:
 
 def _typed(words: dict[str, Any], key: str, kind: type) -> Any:
     value = words.get(key)
+    # JSON's true is an int to Python.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ProtocolError(f"What is called {key} is {reprlib.repr(value)}.")
     return value
 
 
 def to_body(words: dict[str, Any]) -> bytes:
-    """Write words as JSON: ASCII, so that names which are no text come through, too."""
+    """Write JSON in ASCII: so names that are not UTF-8 (surrogate escapes) come through, too."""
     return json.dumps(words).encode("ascii")
 
 
@@ -351,7 +352,7 @@ def pack_frame(word: FrameType, body: bytes | memoryview = b"") -> bytes:
 
 
 def unpack_head(head: bytes | bytearray | memoryview, at: int = 0) -> tuple[FrameType, int]:
-    """Read a frame's head: which word, and how many bytes follow."""
+    """Read a frame's head: its type, and how many bytes follow."""
     number, size = HEAD.unpack_from(head, at)
     try:
         word = FrameType(number)

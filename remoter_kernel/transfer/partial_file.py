@@ -23,16 +23,16 @@ ZEROS = bytes(1024 * 1024)
 FLAGS: int = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 MAKES: int = os.O_CREAT | os.O_EXCL
 NO_LINK: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-ALONE_WITHIN = 20.0  # seconds: an end that hears nothing gives up within 15
+ALONE_WITHIN = 20.0  # seconds: an end that receives nothing gives up within SILENT_FOR (15)
 TRY_EVERY = 0.1  # seconds
 _mask_lock = threading.Lock()
 
 
 class PartialFile:
-    """A file on its way to `place`; what is there of it stays when its transfer is cut."""
+    """A file that is being received to `place`; what has arrived stays when the transfer is cut."""
 
     def __init__(self, place: str, entry: FileEntry, mask: int) -> None:
-        """Remember; `find_resumable` or `open_at` opens it. `mask` is the umask."""
+        """`find_resumable` or `open_at` opens it. `mask` is the umask."""
         self.place = place
         self.entry = entry
         self._mask = mask
@@ -73,10 +73,10 @@ class PartialFile:
         return self._position, self._digest.hexdigest()
 
     def open_at(self, at: int) -> None:
-        """Take bytes from here on: from the end of what was found, or from the beginning."""
+        """Let bytes follow from this position: the end of what was found, or 0."""
         if at and at != self._position:
             raise ProtocolError(f"{at} bytes of {self._position} are to be kept.")
-        if at and self._is_same:
+        if at and self._is_same:  # no byte follows
             return
         if not at:
             self._is_same = False
@@ -88,7 +88,7 @@ class PartialFile:
         os.ftruncate(self._file, self._position)
 
     def _check_place(self) -> None:
-        """Find out before anything comes whether a file can be there at all."""
+        """Raise FileTrouble where no file can be put: before its bytes come, not after."""
         try:
             kind = os.lstat(self.place).st_mode
         except OSError:
@@ -99,7 +99,7 @@ class PartialFile:
             raise FileTrouble(self.place, "what is in its place is no file", TroubleCode.OTHER)
 
     def _open(self) -> None:
-        """Open the part, and have it alone: the last transfer's end may not know of its cut yet."""
+        """Open and lock the part: the end of a transfer that was cut may not know that yet."""
         until = time.monotonic() + ALONE_WITHIN
         while True:
             self._file = self._open_or_create()
@@ -112,7 +112,7 @@ class PartialFile:
             time.sleep(TRY_EVERY)
 
     def _open_or_create(self) -> int:
-        """Open a new part, or the one that a transfer has left; -1: that was renamed just now."""
+        """Open a new part, or the one that a transfer has left; -1: it was renamed just now."""
         with contextlib.suppress(FileExistsError):
             return os.open(self._path, FLAGS | MAKES | NO_LINK, 0o600)
         try:
@@ -128,9 +128,9 @@ class PartialFile:
         return file
 
     def _replace_foreign(self) -> int:
-        """Put a part of our own in the place of one that is not ours alone, where that goes.
+        """Put a part of our own in the place of one that others own or have linked, if possible.
 
-        Some file systems show others as the owners of what we write; others have put it there.
+        Some network file systems show another owner for what we write; or an attacker made it.
         """
         with contextlib.suppress(OSError):
             os.unlink(self._path)
@@ -139,7 +139,7 @@ class PartialFile:
         raise FileTrouble(self._path, reason, TroubleCode.IS_FILE)
 
     def _make_writable(self) -> None:
-        """Take back the mode of a part whose transfer was killed between its mode and its name."""
+        """Make a part writable again whose transfer was killed after `chmod`, before `rename`."""
         if os.name != "posix" or os.access(self._path, os.W_OK):  # no modes are set there
             return
         with open(self._path, "rb", opener=_no_link) as file:
@@ -148,7 +148,7 @@ class PartialFile:
                 os.fchmod(file.fileno(), 0o600)
 
     def _check_own(self, file: int) -> None:
-        """Raise FileTrouble if others may have a hand in what is there, or it is no file."""
+        """Raise FileTrouble if somebody else could write into what is open, or it is no file."""
         about = os.fstat(file)
         is_ours = os.name != "posix" or about.st_uid == os.geteuid()
         if not (stat.S_ISREG(about.st_mode) and is_ours and about.st_nlink <= 1):
@@ -156,17 +156,18 @@ class PartialFile:
             raise FileTrouble(self._path, reason, TroubleCode.IS_FILE)
 
     def _is_still_named(self) -> bool:
-        """Say whether the open file bears the part's name: its last owner may have renamed it."""
+        """Has the open file the part's name still? Whoever had the lock may have renamed it."""
         try:
             return os.path.samestat(os.fstat(self._file), os.lstat(self._path))
         except OSError:
             return False
 
     def write(self, data: memoryview) -> None:
-        """Write what came; what is empty on the sender's disk stays so on this one."""
+        """Write what came; zeros are left out, so that a sparse file stays sparse."""
         if self._position + len(data) > self.entry.size or self._is_same:
             raise ProtocolError(f"More came of {self.entry.path} than there is.")
         self._digest.update(data)
+        # The ends are looked at first: most data is told from zeros by one of them.
         if not data[0] and not data[-1] and bytes(data) == ZEROS[: len(data)]:
             self._position += len(data)
             os.lseek(self._file, self._position, os.SEEK_SET)
@@ -177,30 +178,27 @@ class PartialFile:
             self._position += written  # and not more: on a full disk this much is there
 
     def finish(self, digest: str) -> None:
-        """Let it bear its name, if it is what was sent."""
+        """Give the file its name, if its checksum is `digest`."""
         if self._position != self.entry.size or self._digest.hexdigest() != digest:
             self.discard()
             reason = "it arrived damaged: its checksum is another one"
             raise FileTrouble(self.place, reason, TroubleCode.DAMAGED)
-        if not self._is_same:
-            os.ftruncate(self._file, self._position)
+        if self._is_same:
+            set_mode_and_time(self.place, self.entry, self._mask, mode_of(self.place))
+        else:
+            os.ftruncate(self._file, self._position)  # zeros at its end were never written
             if os.name != "posix":  # Windows renames nothing that is open, and has no locks here
                 self._close()
             set_mode_and_time(self._path, self.entry, self._mask, mode_of(self.place))
-            self._rename()
+            try:
+                os.replace(self._path, self.place)
+            except OSError as error:
+                raise trouble_from_os(error, self.place) from None
+            self._is_locked = False
             self._close()  # not before: who waits for the lock must find the name gone
-        else:
-            set_mode_and_time(self.place, self.entry, self._mask, mode_of(self.place))
-
-    def _rename(self) -> None:
-        try:
-            os.replace(self._path, self.place)
-        except OSError as error:
-            raise trouble_from_os(error, self.place) from None
-        self._is_locked = False
 
     def keep_for_resume(self) -> None:
-        """Leave what is there to the next try, unless it is hardly worth it."""
+        """Leave what is there to the next try, unless it is too small to be asked for."""
         if self._file < 0:
             return
         if self.entry.size < ASK_FROM or not self._position:
@@ -212,7 +210,7 @@ class PartialFile:
         self._close()
 
     def discard(self) -> None:
-        """Remove what is there of it; another transfer's, or a stranger's, stays."""
+        """Remove the part, if this transfer has its lock: else it is another's."""
         if os.name != "posix":  # Windows removes nothing that is open
             self._close()
         if self._is_locked:
@@ -247,7 +245,7 @@ def _try_lock(file: int) -> bool:
 
 
 def mode_of(path: str) -> int | None:
-    """Return the mode of what is there; None: nothing is, or a link."""
+    """Return the mode of what is there; None if nothing is, or a link."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
@@ -256,14 +254,14 @@ def mode_of(path: str) -> int | None:
 
 
 def set_mode_and_time(path: str, entry: FileEntry, mask: int, before: int | None = None) -> None:
-    """Give something the mode and the time that it had, as far as this disk knows such.
+    """Set the sender's mode and time, as far as this file system has such.
 
     `before`: the mode of what was in its place.
     """
     if os.name == "posix":
         with contextlib.suppress(OSError):
             mode = wanted_mode(entry, mask, before)
-            if entry.kind == "folder":  # they are this side's: for whose group what is in it is
+            if entry.kind == "folder":  # setgid and sticky are the receiver's, and stay
                 mode |= os.stat(path).st_mode & (stat.S_ISGID | stat.S_ISVTX)
             os.chmod(path, mode)
     with contextlib.suppress(OSError, OverflowError):
@@ -271,10 +269,10 @@ def set_mode_and_time(path: str, entry: FileEntry, mask: int, before: int | None
 
 
 def wanted_mode(entry: FileEntry, mask: int, before: int | None = None) -> int:
-    """Return which mode something gets: no more than the sender's, nor than the umask allows.
+    """Return the mode to set: no more than the sender's, nor than the umask allows.
 
-    What was there before is not opened to others either, but may become a program for those who
-    may read it.
+    Nor is it open to others where what was there before was not; but it may become executable
+    for those who could read it.
     """
     usual = 0o777 if entry.kind == "folder" else 0o666  # if the sender's system has no modes
     mode = (usual if entry.mode is None else entry.mode) & ~mask
@@ -284,7 +282,7 @@ def wanted_mode(entry: FileEntry, mask: int, before: int | None = None) -> int:
 
 
 def read_umask() -> int:
-    """Return the umask. While it is read, another thread's new file would be its owner's alone."""
+    """Return the umask. It can only be read by setting it: 0o077 harms no other thread's file."""
     with _mask_lock:
         mask = os.umask(0o077)
         os.umask(mask)

@@ -1,7 +1,7 @@
-"""Finds what is to be sent: files, folders and globs of this side, whichever side that is.
+"""Finds what is to be sent: files, folders and globs of the sending machine.
 
 Symbolic links inside a folder are never followed out of it. One that leads to a file inside is
-sent as that file, one to a folder inside as a link; what is left out is told.
+sent as that file, one to a folder inside as a link; what is left out is reported.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NOWHERE = "a link that leads nowhere"
 NEITHER = "neither a file nor a folder"
 MOST_TOLD = 200  # lines about what is left out
 LONGEST_TOLD = 500  # characters of one
-TOLD_AT_ONCE = 200  # sources
-# Of a link, and a pipe without a writer: what was a file may have become such a thing meanwhile.
+TOLD_AT_ONCE = 200  # sources in one START frame, which has room for as many names
+# What was a file may be a link by now, or a pipe, whose open would wait for a writer.
 READS: int = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 READS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -68,7 +68,7 @@ class Plan:
         return sum(item.entry.size for item in self.items)
 
     def words(self) -> Iterator[dict[str, Any]]:
-        """Yield what the receiver is told before anything comes, in portions that fit a frame."""
+        """Yield the START frames, in portions that fit."""
         for begin in range(0, len(self.tops), TOLD_AT_ONCE):
             end = begin + TOLD_AT_ONCE
             if end < len(self.tops):
@@ -108,7 +108,7 @@ def make_plan(words: Sequence[str], folder: str) -> Plan:
 def _expand(word: str, folder: str, left_out: list[str]) -> list[str]:
     """Return the paths that a word means; a file may be called like a pattern.
 
-    What only matched a pattern may be something that cannot be sent: nobody has asked for that.
+    A match that cannot be sent (a socket, a dead link) is left out: it was not named by itself.
     """
     try:
         path = full_path(word, folder)
@@ -134,7 +134,7 @@ def _add_source(plan: Plan, word: str, path: str) -> None:
     try:
         place = os.path.realpath(path)
         about = os.stat(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise trouble_from_os(error, word) from None
     if not name:
         raise FileTrouble(
@@ -165,12 +165,13 @@ def _add_item(plan: Plan, item: PlanItem) -> None:
 
 def _walk(plan: Plan, name: str, root: str) -> None:
     """Add a folder and all that is in it."""
-    left = [(name, root)]
+    left = [(name, root)]  # a stack, not recursion: trees may be deeper than Python recurses
     while left:
         path, place = left.pop()
         try:
             about = os.stat(place)
             with os.scandir(place) as scan:
+                # Sorted, so that a dry run and the real one say the same.
                 found = sorted(scan, key=lambda each: each.name)
         except OSError as error:
             append_trouble(plan.troubles, trouble_from_os(error, path))
@@ -185,7 +186,7 @@ def _walk(plan: Plan, name: str, root: str) -> None:
                 inner.append((inside, each.path))
             else:
                 _add_file(plan, inside, each)
-        left += reversed(inner)
+        left += reversed(inner)  # so that they are taken in the order of their names
 
 
 def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
@@ -201,7 +202,7 @@ def _add_file(plan: Plan, path: str, found: os.DirEntry[str]) -> None:
 
 
 def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
-    """Add a link that leads to something inside; say so of any other."""
+    """Add a link that leads to something inside; list any other as left out."""
     try:
         about = os.stat(place)
         target = os.path.realpath(place)
@@ -212,7 +213,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
         return
     if not _is_inside(target, root):
         plan.left_out.append(f"{path}: a link out of the folder, to {target}")
-    elif _is_inside(place, target):
+    elif _is_inside(place, target):  # a link to a folder above itself
         plan.left_out.append(f"{path}: a link in a loop, to {target}")
     elif stat.S_ISREG(about.st_mode):
         _add_item(plan, PlanItem(entry_of("file", path, about), target))
@@ -226,6 +227,7 @@ def _add_link(plan: Plan, path: str, place: str, root: str) -> None:
 def open_source(place: str) -> BinaryIO:
     """Open a file of a plan; OSError if it is none by now, or is reached through a link by now."""
     file = cast("BinaryIO", os.fdopen(os.open(place, READS), "rb", buffering=0))
+    # Checked on what is open: the name may lead elsewhere a moment later.
     is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     if is_file and os.path.realpath(place) == place:
         return file
@@ -238,7 +240,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
-    """Return what is said of a file or folder."""
+    """Return the entry of a file or folder."""
     return FileEntry(
         path,
         kind,
@@ -249,7 +251,7 @@ def entry_of(kind: str, path: str, about: os.stat_result) -> FileEntry:
 
 
 def trouble_from_os(error: Exception, path: str) -> FileTrouble:
-    """Rename what the system says of a file."""
+    """Make a trouble of an error of the operating system."""
     known = {
         FileNotFoundError: TroubleCode.MISSING,
         PermissionError: TroubleCode.FORBIDDEN,

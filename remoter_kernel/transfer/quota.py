@@ -1,6 +1,6 @@
-"""What a sender may send: what it has told of at the start, and no more (pure).
+"""What a sender may send: what it has announced at the start, and no more (pure).
 
-A file that has grown since is told of anew, so the bytes may become more: by as much again, and
+A file that has grown since is announced anew, so the bytes may become more: by as much again, and
 by `GROWS` in any case. An honest sender keeps to that, too, and leaves out what has outgrown it.
 """
 
@@ -19,13 +19,13 @@ from remoter_kernel.transfer.framed_stream import (
 )
 
 GROWS = 64 * 1024 * 1024  # bytes
-TELLINGS = 4  # of one file: it may be another by now, change, arrive damaged, each of them once
-MOST_HELD = 256 * 1024 * 1024  # bytes that all that must be remembered to the end may take
-HELD_EACH = 200  # bytes, about, beside the characters
+TELLINGS = 4  # entries of one file: it may be another by now, change, arrive damaged, each once
+MOST_HELD = 256 * 1024 * 1024  # bytes of memory for all that is kept until the end
+HELD_EACH = 200  # bytes that Python takes for an entry, about, beside the characters
 
 
 def most_bytes(size: int) -> int:
-    """Return how many bytes may come where so many were told of."""
+    """Return how many bytes may come where so many were announced."""
     return size + max(size, GROWS)
 
 
@@ -33,7 +33,7 @@ class GrowthAllowance:
     """How much files may grow while they are sent, all of them together."""
 
     def __init__(self, size: int) -> None:
-        """Remember; `size` is what is told of at the start, in bytes."""
+        """`size` is what is announced at the start, in bytes."""
         self._size, self._most = size, most_bytes(size)
 
     def allows(self, more: int) -> bool:
@@ -45,7 +45,7 @@ class GrowthAllowance:
 
 
 class TransferQuota:
-    """The numbers of one transfer's start, and what of them is used up."""
+    """The numbers of a transfer's START, and what of them is used up."""
 
     def __init__(self, words: dict[str, Any]) -> None:
         """Read the numbers; ProtocolError if they cannot be."""
@@ -58,7 +58,7 @@ class TransferQuota:
         self._held = 0
 
     def count(self, entry: FileEntry) -> None:
-        """Count an entry that is told of."""
+        """Count an entry; ProtocolError if there are more than were announced."""
         self._tellings += 1
         if entry.kind == "file":
             self._files_told += 1
@@ -75,12 +75,12 @@ class TransferQuota:
             raise ProtocolError("The same files were told of again and again.")
 
     def uncount(self, entry: FileEntry) -> None:
-        """Do not count a file that is not here, and may be told of anew."""
+        """Do not count a file that has not arrived, and may be announced anew."""
         self._files_told -= 1
         self._size_told -= entry.size
 
     def hold(self, *texts: str) -> None:
-        """Count what is remembered to the end; FileTrouble if that becomes too much."""
+        """Count texts that are kept until the end; FileTrouble if that becomes too much."""
         self._held += HELD_EACH + sum(map(len, texts))
         if self._held > MOST_HELD:
             reason = "this is too much for one transfer; name what is in it, in several of them"

@@ -3,15 +3,14 @@
 House rules of this file:
 
 - Every name is checked before anything is touched; one that leads out ends the transfer.
-- So does a sender that sends more than it has told of, or more than one can remember.
-- A file bears its name once it is whole, its checksum compared; what was cut stays as a part.
-- One file's trouble is told, and the others go on; a full disk is everybody's.
-- What has been dealt with is acknowledged soon, as the sender waits for that, but not more often
-  than it must be.
+- So does a sender that sends more than it has announced, or more than this end can remember.
+- A file gets its name once it is whole and its checksum compared; what was cut stays as a part.
+- One file's trouble is reported, and the others go on; a full disk ends the transfer.
+- The receiver acknowledges soon, as the sender waits for that, but not more often than it must.
 
-Where received things go: each source has its place, and nothing of it is written beside that. Where
-links on the way lead is looked at before anything is touched, and once more before bytes are
-written: what was not there at first may be a link by then, that the sender has sent.
+Each source has its place, and nothing of it is written beside that. Where links on the way lead is
+checked before anything is touched, and once more before bytes are written: what was not there at
+first may be a link by then, that the sender has sent.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import os
 import reprlib
 import struct
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -55,76 +55,74 @@ if TYPE_CHECKING:
 
     from remoter_kernel.transfer.framed_stream import FramedStream
 
-MOST_AHEAD = 1024  # files that a sender may tell ahead of their bytes
-PAUSE = 0.002  # seconds: what comes meanwhile is acknowledged together
+MOST_AHEAD = 1024  # files that a sender may announce ahead of their bytes
+PAUSE = 0.002  # seconds to wait for more frames, which are acknowledged together
 ACK_EACH = 256 * 1024  # bytes
 ACK_AFTER = 0.003  # seconds: each acknowledgement wakes four processes, so a fast path has fewer
 
-MOST_CHECKED = 10_000  # folders that are known to be inside
+MOST_CHECKED = 10_000  # folders that are remembered as checked
 LEADS_OUT = "a link that is there leads out of the folder that is to be written"
 
 
 class _IncomingFile(NamedTuple):
-    """What the sender has told of."""
+    """A file that the sender has announced."""
 
     entry: FileEntry
-    part: PartialFile | None  # None: it was refused, and what comes of it is dropped
+    part: PartialFile | None  # None: it was refused, and its bytes are dropped
 
 
+class _Run:
+    """The state of one run: of one connection from the sender."""
+
+    def __init__(self, stream: FramedStream) -> None:
+        self.stream = stream
+        self.sources: list[OfferedSource] = []  # as the sender lists them
+        self.places: Destinations | None = None  # where they go, once it has listed all
+        self.quota: TransferQuota | None = None
+        self.incoming: dict[int, _IncomingFile] = {}
+        self.remaining = 0  # bytes of the current file that may come
+        self.current = 0  # the number of the file whose bytes come; 0: none
+        self.last_entry = 0  # the number of the last entry
+        self.last_file = 0  # the number of the last file that was dealt with
+        self.acked = 0, 0.0  # the position that was acknowledged, and when
+        self.size = self.files = 0
+
+    def recv(self) -> tuple[FrameType, memoryview]:
+        """Return the next frame; acknowledge those before it, soon, but not each by itself."""
+        stream, (acked, acked_at) = self.stream, self.acked
+        unacked, now = stream.received_bytes - acked, time.monotonic()
+        is_much = unacked >= ACK_EACH and now - acked_at >= ACK_AFTER
+        # With nothing more to read, the sender may be waiting for this acknowledgement.
+        if is_much or (unacked and not stream.has_input() and not stream.has_input(PAUSE)):
+            self.acked = stream.received_bytes, now
+            stream.send_later(FrameType.ACK, ACK_BODY.pack(self.acked[0], self.last_file))
+            stream.flush()
+        return stream.recv()
+
+
+@dataclass
 class Receiver:
-    """Receives into one place; may be `run` again on another duplex after a cut."""
+    """Receives into one place; may be `run` again on another stream after a cut."""
 
-    def __init__(
-        self,
-        destination: str,
-        folder: str,
-        on_progress: Callable[[int, int], None] = lambda _size, _files: None,
-        *,
-        asked: Sequence[str] = (),
-        on_name: Callable[[str, str], None] = lambda _word, _name: None,
-        is_dry: bool = False,
-    ) -> None:
-        """Remember; `destination` as a person writes it, in `folder`.
-
-        `asked`: in which words the sender was asked for its sources, if it was. `on_name` hears,
-        before anything is written, of such a word that says no name, and what its source is called.
-        """
-        self.start: dict[str, Any] = {}  # what the sender says is coming
-        self.entries: list[tuple[FileEntry, str]] = []  # of a dry run: what would go where
-        self.targets: list[str] = []  # where each source will be
-        self.troubles: list[FileTrouble] = []
-        self._destination = destination
-        self._folder = folder
-        self._on_progress = on_progress
-        self._asked = asked
-        self._on_name = on_name
-        self._is_dry = is_dry
-        self._size = self._files = 0
-        self._handlers: dict[FrameType, Callable[[dict[str, Any]], None]] = {
-            FrameType.START: self._on_start,
-            FrameType.ENTRY: self._on_entry,
-            FrameType.END: self._on_end,
-            FrameType.FAILED: self._on_failed,
-            FrameType.ERROR: self._on_error,
-        }
+    destination: str  # as a person writes it, in `folder`
+    folder: str
+    on_progress: Callable[[int, int], None] = lambda _size, _files: None  # bytes, files
+    asked: Sequence[str] = ()  # the words in which the sender was asked for its sources, if it was
+    # Called, before anything is written, for such a word without a name, with its source's name.
+    on_name: Callable[[str, str], None] = lambda _word, _name: None
+    is_dry: bool = False
+    start: dict[str, Any] = field(init=False, default_factory=dict)  # what the sender announces
+    entries: list[tuple[FileEntry, str]] = field(init=False)  # of a dry run: what would go where
+    targets: list[str] = field(init=False, default_factory=list)  # where each source will be
+    troubles: list[FileTrouble] = field(init=False)
+    _run: _Run = field(init=False)  # the last one
 
     def run(self, stream: FramedStream) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
-        self._stream = stream
-        self._mask = read_umask()
-        self._sources: list[OfferedSource] = []  # as the sender tells of them
-        self._destinations: Destinations | None = None  # where they go, once it has told of all
-        self._incoming: dict[int, _IncomingFile] = {}
-        self._folders: list[tuple[str, FileEntry, int | None]] = []  # the mode of what was there
-        self._remaining = 0  # bytes of the current file that may come
-        self._current = 0  # the number of the file whose bytes come
-        self._last_entry = 0  # the number of the last entry
-        self._last_file = 0  # the number of the last file that was dealt with
-        self._acked_bytes, self._acked_at = 0, 0.0  # the position that was acknowledged, and when
-        self._size = self._files = 0
+        self._run = run = _Run(stream)
         self.troubles, self.entries = [], []
         try:
-            while self._on_frame(*self._recv_acking()):
+            while self._on_frame(*run.recv()):
                 pass
         except FileTrouble as trouble:
             stream.send_error(trouble)
@@ -134,32 +132,30 @@ class Receiver:
             stream.send_error(FileTrouble("", reason))
             raise ProtocolError(f"The sender said what no sender says: {reason}") from None
         finally:
-            for known in self._incoming.values():
+            for known in run.incoming.values():
                 if known.part:
                     known.part.keep_for_resume()
             stream.stop()
 
-    def _recv_acking(self) -> tuple[FrameType, memoryview]:
-        stream = self._stream
-        unsaid, now = stream.received_bytes - self._acked_bytes, time.monotonic()
-        is_much = unsaid >= ACK_EACH and now - self._acked_at >= ACK_AFTER
-        if is_much or (unsaid and not stream.has_input() and not stream.has_input(PAUSE)):
-            self._acked_bytes, self._acked_at = stream.received_bytes, now
-            stream.send_later(FrameType.ACK, ACK_BODY.pack(self._acked_bytes, self._last_file))
-            stream.flush()
-        return stream.recv()
-
     def _on_frame(self, word: FrameType, body: memoryview) -> bool:
-        """Deal with one frame; False: that was all."""
+        """Handle one frame; False: that was all."""
+        handlers = {
+            FrameType.START: self._on_start,
+            FrameType.ENTRY: self._on_entry,
+            FrameType.END: self._on_end,
+            FrameType.FAILED: self._on_failed,
+        }
         if word is FrameType.DATA:
             self._on_data(body)
         elif word is FrameType.BODY:
             self._on_body(*BODY_START.unpack(body))
-        elif word in self._handlers:
-            self._handlers[word](from_body(body))
+        elif word in handlers:
+            handlers[word](from_body(body))
+        elif word is FrameType.ERROR:
+            raise trouble_from_dict(from_body(body))
         elif word is FrameType.PING:
-            self._stream.send_later(FrameType.PONG)
-            self._stream.flush()
+            self._run.stream.send_later(FrameType.PONG)
+            self._run.stream.flush()
         elif word is FrameType.FINISH:
             self._finish()
             return False
@@ -167,209 +163,180 @@ class Receiver:
             raise ProtocolError(f"A sender does not say {word.name}.")
         return True
 
-    @staticmethod
-    def _on_error(words: dict[str, Any]) -> None:
-        raise trouble_from_dict(words)
-
     def _on_start(self, words: dict[str, Any]) -> None:
-        """Hear what is coming, and find out where it will be."""
-        if self._destinations:
+        """Learn what is coming, and find out where it will be; answer READY."""
+        run = self._run
+        if run.places:
             raise ProtocolError("A second start.")
-        self._sources += read_sources(words.get("tops"))
-        if len(self._sources) > MOST_SOURCES:
+        run.sources += read_sources(words.get("tops"))
+        if len(run.sources) > MOST_SOURCES:
             raise ProtocolError("More sources were told of than one can remember.")
         if words.get("more"):
             return
-        self._quota = TransferQuota(words)
+        run.quota = TransferQuota(words)
         left_out = words.get("left_out")
         lines = left_out[:MOST_TOLD] if isinstance(left_out, list) else []
         self.start = {
-            "files": self._quota.files,
-            "size": self._quota.size,
+            "files": run.quota.files,
+            "size": run.quota.size,
             "left_out": [str(line)[:LONGEST_TOLD] for line in lines],
         }
-        names = [source.name for source in self._sources]
-        news = check_requested_names(names, self._asked) if self._asked else []
-        places = find_places(self._sources, self._destination, self._folder)
+        names = [source.name for source in run.sources]
+        news = check_requested_names(names, self.asked) if self.asked else []
+        places = find_places(run.sources, self.destination, self.folder)
         self.targets = places.targets
         for word, name in news:
-            self._on_name(word, name)
-        if not self._is_dry:
+            self.on_name(word, name)
+        if not self.is_dry:
             places.prepare()
-        self._destinations = places
-        ready = {"place": places.root, "is_folder": places.is_folder, "dry": self._is_dry}
-        self._stream.send_json(FrameType.READY, ready)
+        run.places = places
+        ready = {"place": places.root, "is_folder": places.is_folder, "dry": self.is_dry}
+        run.stream.send_json(FrameType.READY, ready)
 
-    @property
-    def _started_destinations(self) -> Destinations:
-        if self._destinations is None:
+    def _started(self) -> tuple[Destinations, TransferQuota]:
+        if self._run.places is None or self._run.quota is None:
             raise ProtocolError("Something came before the start.")
-        return self._destinations
+        return self._run.places, self._run.quota
 
     # --- entries ---
 
     def _on_entry(self, words: dict[str, Any]) -> None:
-        places, number, entry = self._started_destinations, number_of(words), entry_from_dict(words)
-        if number <= self._last_entry:
-            raise ProtocolError(f"Entry {number} comes after entry {self._last_entry}.")
-        self._last_entry = number
-        self._quota.count(entry)
-        if entry.kind == "file" and not self._is_dry:
-            if len(self._incoming) >= MOST_AHEAD:
+        run, (places, quota) = self._run, self._started()
+        number, entry = number_of(words), entry_from_dict(words)
+        if number <= run.last_entry:
+            raise ProtocolError(f"Entry {number} comes after entry {run.last_entry}.")
+        run.last_entry = number
+        quota.count(entry)
+        if entry.kind == "file" and not self.is_dry:
+            if len(run.incoming) >= MOST_AHEAD:
                 raise ProtocolError("More files were told of than one can remember.")
-            self._incoming[number] = _IncomingFile(entry, None)
-        have: dict[str, Any] = {"number": number, "size": 0, "sha256": ""}
+            run.incoming[number] = _IncomingFile(entry, None)
+        asks = words.get("asks") is True
+        size, digest = 0, ""  # of what is there already
         try:
-            self._create_or_expect(places, number, entry, have, asks=words.get("asks") is True)
+            part = self._make_or_expect(number, entry)
+            if part and asks:
+                size, digest = part.find_resumable()
+        except OSError as error:
+            self._fail_file(number, trouble_from_os(error, places.path_of(entry)))
         except FileTrouble as trouble:
             if trouble.code in {TroubleCode.UNSAFE, TroubleCode.WORDS}:
                 raise
             self._fail_file(number, trouble)
-        if number in self._incoming and words.get("asks") is True:
-            self._stream.send_json(FrameType.HAVE, have)
+        if number in run.incoming and asks:
+            have = {"number": number, "size": size, "sha256": digest}
+            run.stream.send_json(FrameType.HAVE, have)
 
-    def _create_or_expect(
-        self,
-        places: Destinations,
-        number: int,
-        entry: FileEntry,
-        have: dict[str, Any],
-        *,
-        asks: bool,
-    ) -> None:
-        """Make a folder or a link, or know of a file that is coming; find what `have` lacks."""
+    def _make_or_expect(self, number: int, entry: FileEntry) -> PartialFile | None:
+        """Make a folder or a link; return the part of a file that is coming."""
+        places, quota = self._started()
         place = places.path_of(entry)
-        try:
-            if self._is_dry:
-                self._quota.hold(entry.path, place)
-                self.entries.append((entry, place))
-            elif entry.kind == "folder":
-                self._make_folder(places, entry, place)
-            elif entry.kind == "link":
-                self._make_link(places, entry, place)
-            else:
-                part = PartialFile(place, entry, self._mask)
-                self._incoming[number] = _IncomingFile(entry, part)
-                if asks:
-                    have["size"], have["sha256"] = part.find_resumable()
-        except OSError as error:
-            raise trouble_from_os(error, place) from None
-
-    def _make_folder(self, places: Destinations, entry: FileEntry, place: str) -> None:
-        """Make a folder that can be written into; what it is to be like comes at the end."""
-        self._quota.hold(entry.path, place)
-        if os.path.islink(place):
-            places.check_inside(place, entry.path)  # its mode and time will be set
-        before = None
-        if os.path.isdir(place):
-            before = os.stat(place).st_mode
+        if self.is_dry:
+            quota.hold(entry.path, place)
+            self.entries.append((entry, place))
+        elif entry.kind == "folder":
+            quota.hold(entry.path, place)
+            places.make_folder(entry, place)
+        elif entry.kind == "link":
+            places.make_link(entry, place)
         else:
-            os.mkdir(place, 0o700 | (0o777 if entry.mode is None else entry.mode))  # less the umask
-        self._folders.append((place, entry, before))
-
-    @staticmethod
-    def _make_link(places: Destinations, entry: FileEntry, place: str) -> None:
-        """Make a link to a folder inside, seen from where the link is."""
-        target = places.target_of(entry, place)
-        if os.path.islink(place) and os.readlink(place) == target:
-            return
-        if os.path.lexists(place):
-            raise FileTrouble(place, "something is in the place of a link", TroubleCode.OTHER)
-        os.symlink(target.replace("/", os.sep), place, target_is_directory=True)
+            part = PartialFile(place, entry, places.mask)
+            self._run.incoming[number] = _IncomingFile(entry, part)
+            return part
+        return None
 
     # --- bytes ---
 
     def _on_body(self, number: int, at: int) -> None:
-        known = self._incoming.get(number)
-        if known is None or number <= self._last_file or self._current:
+        run, known = self._run, self._run.incoming.get(number)
+        if known is None or number <= run.last_file or run.current:
             raise ProtocolError(f"File {number} was never told of, or another one has not ended.")
         if at > known.entry.size:
             raise ProtocolError(f"{at} bytes of {known.entry.size} are to be kept.")
-        self._current, self._remaining = number, known.entry.size - at
-        self._size += at
+        run.current, run.remaining = number, known.entry.size - at
+        run.size += at
         if known.part:
-            self._started_destinations.path_of(
-                known.entry
-            )  # meanwhile a link may have come on the way to it
+            # Checked again, as meanwhile the sender may have sent a link on the way to it.
+            self._started()[0].path_of(known.entry)
             self._try_on_current(known.part.open_at, at)
 
     def _on_data(self, data: memoryview) -> None:
-        known = self._incoming.get(self._current)
+        run, known = self._run, self._run.incoming.get(self._run.current)
         if known is None:
             raise ProtocolError("Bytes came of no file.")
-        self._remaining -= len(data)
-        if self._remaining < 0:
+        run.remaining -= len(data)
+        if run.remaining < 0:
             raise ProtocolError("More came of a file than there is.")
         if known.part and data:
-            self._size += len(data)
+            run.size += len(data)
             self._try_on_current(known.part.write, data)
-        self._on_progress(self._size, self._files)
+        self.on_progress(run.size, run.files)
 
     def _on_end(self, words: dict[str, Any]) -> None:
-        number = number_of(words)
-        known = self._incoming.get(number)
-        if known is None or number != self._current:
+        run, number = self._run, number_of(words)
+        known = run.incoming.get(number)
+        if known is None or number != run.current:
             raise ProtocolError(f"File {number} ends, and has not begun.")
         digest = read_digest(words.get("sha256"))
         if known.part:
             self._try_on_current(known.part.finish, digest)
-        known = self._incoming.pop(number)
+        known = run.incoming.pop(number)
         if known.part:  # it did not fail just now
-            self._files += 1
+            run.files += 1
         else:
-            self._quota.uncount(known.entry)
-        self._current, self._last_file = 0, number
-        self._on_progress(self._size, self._files)
+            self._started()[1].uncount(known.entry)
+        run.current, run.last_file = 0, number
+        self.on_progress(run.size, run.files)
 
     def _try_on_current(self, do: Callable[[Any], None], argument: Any) -> None:
-        """Do something with the current file; if that fails, what comes of it is dropped."""
-        number = self._current
+        """Do something with the current file; if that fails, the rest of it is dropped."""
+        number = self._run.current
         try:
             do(argument)
         except OSError as error:
-            part = self._incoming[number].part
+            part = self._run.incoming[number].part
             self._fail_file(number, trouble_from_os(error, part.place if part else ""))
         except FileTrouble as trouble:
             self._fail_file(number, trouble)
 
     def _fail_file(self, number: int, trouble: FileTrouble) -> None:
-        """Tell of one file's trouble; on a full disk nothing else would go better."""
-        known = self._incoming.get(number)
+        """Report one file's trouble, and go on; raise it on a full disk, where all would fail."""
+        known = self._run.incoming.get(number)
         if trouble.code is TroubleCode.FULL:
             raise trouble
         if known and known.part:
             known.part.discard()
-            self._incoming[number] = known._replace(part=None)
+            self._run.incoming[number] = known._replace(part=None)
         if trouble.code is not TroubleCode.DAMAGED:  # that is sent again, and the sender counts
             append_trouble(self.troubles, trouble)
-        self._stream.send_json(FrameType.FAILED, {**trouble.to_dict(), "number": number})
+        self._run.stream.send_json(FrameType.FAILED, {**trouble.to_dict(), "number": number})
 
     def _on_failed(self, words: dict[str, Any]) -> None:
-        """The sender could not send a file, or is to send it again."""
-        number = number_of(words)
-        known = self._incoming.pop(number, None)
+        """Drop a file that the sender could not send, or is about to send again."""
+        run, number = self._run, number_of(words)
+        known = run.incoming.pop(number, None)
         if known is None and (number or words.get("again")):
             raise ProtocolError(f"File {number} failed, and was never told of.")
         if known:
-            self._quota.uncount(known.entry)
+            self._started()[1].uncount(known.entry)
             if known.part:
                 known.part.discard()
-        if number == self._current:
-            self._current = 0
+        if number == run.current:
+            run.current = 0
         if not words.get("again"):
             append_trouble(self.troubles, trouble_from_dict(words))
 
     def _finish(self) -> None:
-        """Give the folders their modes and times, the inner ones first: all is done."""
-        if self._incoming:
+        run = self._run
+        if run.incoming:
             raise ProtocolError("That was all, and files are missing that were told of.")
-        for place, entry, before in reversed(self._folders):
-            set_mode_and_time(place, entry, self._mask, before)
-        self._stream.send_json(FrameType.OVER, {"files": self._files, "size": self._size})
+        if run.places:
+            run.places.finish()
+        run.stream.send_json(FrameType.OVER, {"files": run.files, "size": run.size})
 
 
 class OfferedSource(NamedTuple):
-    """What a sender says of a source."""
+    """A source, as the sender lists it."""
 
     name: str
     is_folder: bool
@@ -384,30 +351,31 @@ class TransferTarget(NamedTuple):
 
 
 def read_sources(tops: object) -> list[OfferedSource]:
-    """Read what a sender says of its sources; ProtocolError if that is nonsense."""
+    """Read the sources of a START; ProtocolError if they are nonsense."""
     if not isinstance(tops, list) or not tops:
         raise ProtocolError("A start without sources.")
-    return [_read_source(top) for top in tops]
-
-
-def _read_source(top: Any) -> OfferedSource:
-    if not isinstance(top, dict):
-        raise ProtocolError("A source is no object.")
-    name = str(top.get("name", ""))
-    if len(name) > LONGEST or len(safe_names(name)) != 1:
-        raise ProtocolError(f"A source is called {reprlib.repr(name)}.")
-    return OfferedSource(name, top.get("is_folder") is True)
+    sources = []
+    for top in tops:
+        if not isinstance(top, dict):
+            raise ProtocolError("A source is no object.")
+        name = str(top.get("name", ""))
+        if len(name) > LONGEST or len(safe_names(name)) != 1:
+            raise ProtocolError(f"A source is called {reprlib.repr(name)}.")
+        sources.append(OfferedSource(name, top.get("is_folder") is True))
+    return sources
 
 
 class Destinations:
-    """The places of all sources of one transfer."""
+    """The places of all sources of one transfer, and the folders that are made in them."""
 
     def __init__(self, root: str, tops: dict[str, TransferTarget], *, is_folder: bool) -> None:
-        """Remember; `find_places` finds them."""
         self.root = root  # what was named here, without links
         self.is_folder = is_folder  # is it one that the sources go into?
+        self.mask = read_umask()
         self._tops = tops
         self._checked: set[str] = set()  # folders that are there, and inside of their tops
+        # Folders that were sent, each with the mode of what was there before.
+        self._folders: list[tuple[str, FileEntry, int | None]] = []
 
     @property
     def targets(self) -> list[str]:
@@ -442,7 +410,10 @@ class Destinations:
         folder = os.path.dirname(place)
         if folder not in self._checked:
             self.check_inside(folder, entry.path)
-            self._check_once(folder)
+            if len(self._checked) >= MOST_CHECKED:
+                self._checked.clear()
+            if os.path.isdir(folder):  # where nothing is yet, the sender may put a link
+                self._checked.add(folder)
         return place
 
     def _top_of(self, path: str) -> tuple[TransferTarget, list[str]]:
@@ -452,13 +423,6 @@ class Destinations:
             raise FileTrouble(path, NOT_ASKED_FOR, TroubleCode.UNSAFE)
         return top, rest
 
-    def _check_once(self, folder: str) -> None:
-        """Look at a folder only once, if it is there: in the place of another, a link may come."""
-        if len(self._checked) >= MOST_CHECKED:
-            self._checked.clear()
-        if os.path.isdir(folder):
-            self._checked.add(folder)
-
     def check_inside(self, place: str, path: str) -> Path:
         """Return the real place; raise FileTrouble if a link on the way to it leads out."""
         real = Path(os.path.realpath(place))
@@ -466,11 +430,32 @@ class Destinations:
             raise FileTrouble(path, LEADS_OUT, TroubleCode.UNSAFE)
         return real
 
-    def target_of(self, entry: FileEntry, place: str) -> str:
-        """Return where a link is to lead, seen from where it is to be: never out of its source."""
+    def make_folder(self, entry: FileEntry, place: str) -> None:
+        """Make a folder that can be written into; `finish` gives it its own mode and time."""
+        if os.path.islink(place):
+            self.check_inside(place, entry.path)  # its mode and time will be set
+        before = None
+        if os.path.isdir(place):
+            before = os.stat(place).st_mode
+        else:
+            os.mkdir(place, 0o700 | (0o777 if entry.mode is None else entry.mode))  # less the umask
+        self._folders.append((place, entry, before))
+
+    def make_link(self, entry: FileEntry, place: str) -> None:
+        """Make a link to a folder inside its source, seen from where the link is."""
         folder = self.check_inside(os.path.dirname(place), entry.path)
         depth = len(folder.relative_to(self._top_of(entry.path)[0].real).parts)
-        return safe_target(entry.target, depth)
+        target = safe_target(entry.target, depth)
+        if os.path.islink(place) and os.readlink(place) == target:
+            return
+        if os.path.lexists(place):
+            raise FileTrouble(place, "something is in the place of a link", TroubleCode.OTHER)
+        os.symlink(target.replace("/", os.sep), place, target_is_directory=True)
+
+    def finish(self) -> None:
+        """Give the folders their modes and times: what is put into a folder changes its time."""
+        for place, entry, before in reversed(self._folders):  # the inner ones first
+            set_mode_and_time(place, entry, self.mask, before)
 
 
 def find_places(sources: Sequence[OfferedSource], destination: str, folder: str) -> Destinations:

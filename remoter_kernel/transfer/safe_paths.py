@@ -1,6 +1,6 @@
 """What a received file may be called, and what it is called until it is whole (pure).
 
-A sender may be hostile: nothing that it says may lead out of the folder that was named here.
+A sender may be hostile: no name of its may lead out of the folder that the receiver was given.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 LONGEST = 255  # bytes of one name, on most file systems
 DIGITS = 12  # hexadecimal, of a digest
+# Devices of Windows in every folder, with any extension; the last character may be a superscript.
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])[ ]*(\..*)?$")
+# A separator there, and a drive.
 _LEADS_ON_WINDOWS = re.compile(r"\\|^[A-Za-z]:")
 _NOT_ON_WINDOWS = re.compile(r'[<>:"\\|?*\x00-\x1f]|[ .]$')
+# Zero-width, direction and joining signs, which HFS+ ignores when it compares names.
 _NOT_SEEN = "".join(
     map(chr, [*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF])
 )
@@ -32,7 +35,7 @@ NOT_ASKED_FOR = "the other side sent what was not asked for"
 
 
 def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, ...]:
-    """Split a path as a sender says it; FileTrouble if a name in it leads elsewhere."""
+    """Split a path as a sender writes it; FileTrouble if a name in it leads elsewhere."""
     names = tuple(path.split("/"))
     for name in names:
         _check_name(name, path, is_windows=is_windows)
@@ -41,7 +44,7 @@ def safe_names(path: str, *, is_windows: bool = os.name == "nt") -> tuple[str, .
 
 
 def safe_target(target: str, depth: int, *, is_windows: bool = os.name == "nt") -> str:
-    """Check where a link leads, that lies so many folders deep: up, then down, and never out.
+    """Check the target of a link that lies `depth` folders deep: up, then down, and never out.
 
     A name before a ".." might be a link itself, and then ".." would be anywhere.
     """
@@ -72,15 +75,15 @@ def _check_name(name: str, path: str, *, is_windows: bool) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Does a name begin with a dot? HFS+ takes no notice of some signs that fill no column."""
+    """Does a name begin with a dot, for HFS+ as well?"""
     return name.lstrip(_NOT_SEEN).startswith(".")
 
 
 def check_requested_names(names: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
-    """Check what sources are called that were asked for in these words; return whose name is news.
+    """Check the names of sources that were asked for in these words; return those that are news.
 
-    What `.`, `..` and `~` are called, only the other side knows: each of them is one source, and
-    none that is hidden. FileTrouble if a name was not asked for.
+    The names of `.`, `..` and `~` only the sender knows: each of them is one source, and none that
+    is hidden. FileTrouble if a name was not asked for: it would be written beside the others.
     """
     ends = [(word, _basename_of(word)) for word in words]
     asked = {end for _, end in ends if end}
@@ -99,7 +102,7 @@ def check_requested_names(names: Sequence[str], words: Sequence[str]) -> list[tu
 
 
 def _basename_of(word: str) -> str:
-    """Return what a source is called, or a pattern of that; "": only the other side knows."""
+    """Return the name of a source, or a pattern of it; "": only the sender knows it."""
     path = posixpath.normpath(word)
     name = posixpath.basename(path)
     is_home = path.startswith("~") and "/" not in path
@@ -116,11 +119,11 @@ def _unsafe(path: str) -> FileTrouble:
 
 
 def partial_name(name: str, size: int, mtime: int) -> str:
-    """Name a file that is not whole yet: another one once its source is another."""
+    """Name a file that is not whole yet: differently once its source has changed."""
     identity = "\0".join([name, str(size), str(mtime)])
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:DIGITS]
     most = LONGEST - len(f"..{digest}.part")
-    while len(os.fsencode(name)) > most:
+    while len(os.fsencode(name)) > most:  # file systems count bytes, not characters
         name = name[:-1]
     return f".{name}.{digest}.part"
 

@@ -80,7 +80,7 @@ def main(endpoint: str, server_key: str, public_key: str, secret_key: str, most:
             reactor.stop()
 
     if int(most):
-        link._stream.most_item = int(most)
+        link._conversation.stream.most_item = int(most)
     if not server_key:
         link._context = PlainContext()
     link.on_state = note

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from remoter_kernel.local.session.link import Link, LinkState
+from remoter_kernel.local.session.link import Link, LinkState, _Connection
 from remoter_kernel.protocol.frames import (
     Channel,
     FrameHeader,
@@ -44,8 +44,8 @@ class Greeted:
         self.link.on_state = self.note
         self.link.state = LinkState.DIALLING
         socket: Any = SimpleNamespace(send=lambda frame, _flags: self.sent.append(frame))
-        self.link._socket = socket
-        self.link._stream.begin()
+        self.link._connection = _Connection(None, socket)  # type: ignore[arg-type]
+        self.link._conversation.stream.begin()
         self.drops = 0
         self.link._close_connection = self.drop  # type: ignore[method-assign]
         self.states: list[LinkState] = []
@@ -89,14 +89,15 @@ def test_what_was_confirmed_and_is_not_known_any_more_is_lost_there(greeted: Gre
     """The evaluator that greets now has seen less than the one before it had confirmed to keep."""
     link = greeted.link
     numbers = [link.send(Channel.SHELL, [b"", b"{}", b"{}", b"{}", b"{}"]) for _ in range(4)]
-    link._stream._ever_sent[Lane.BULK] = numbers[2]
-    link._outbox.ack(Lane.BULK, numbers[2])
+    link._conversation.stream._ever_sent[Lane.BULK] = numbers[2]
+    link._conversation.outbox.ack(Lane.BULK, numbers[2])
     greeted.hear([numbers[0], 0])
     assert [link.is_lost_there(Channel.SHELL, each) for each in numbers] == [
         *(False, True, True),
         False,  # it is on its way
     ]
-    greeted.link._pump = None
+    assert link._connection is not None
+    link._connection.pump = None
     greeted.hear([numbers[2], 0])
     assert not any(link.is_lost_there(Channel.SHELL, each) for each in numbers)
 

@@ -51,6 +51,7 @@ def test_at_a_terminal_a_bar_moves():
 
 
 FILES = """
+import click
 from remoter_kernel.cli.progress import TransferProgressBar
 from remoter_kernel.local.transfer.transfer_progress import TransferProgress
 journey = TransferProgress(is_put=True, remote="box", all_size=4_000_000, all_files=3)
@@ -61,7 +62,7 @@ with TransferProgressBar() as travelling:
         travelling.on_progress(journey)
     journey.note = "the link was lost, try 1 of 8"
     travelling.on_progress(journey)
-travelling.print_summary("3 files to box")
+click.echo("3 files to box", err=True)
 """
 
 

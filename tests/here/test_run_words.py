@@ -45,7 +45,7 @@ def files(tmp_path):
 
 
 REFUSED = {
-    "box": "either a file or code",
+    "box": "a file or code",
     "box a.R -c 1": "either a file or code",
     "box folder": "folder is a folder",
     "box latin.py": "latin.py, line 2: this is not UTF-8",
@@ -57,7 +57,7 @@ REFUSED = {
     "box -o bad.ipynb good.ipynb": "bad.ipynb is there already",
     "box --force good.ipynb": "--force lets -o replace a file",
     "box --timeout soon -c 1": "a duration such as",
-    "box --timeout 0 -c 1": "more than nothing",
+    "box --timeout 0 -c 1": "more than 0",
     "box --detach --timeout 3 -c 1": "somebody here until the end",
     "box --json --events -c 1": "either --json or --events",
     "box -c \udcff": "The code is not UTF-8 text",

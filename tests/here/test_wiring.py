@@ -27,7 +27,7 @@ from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
 from remoter_kernel.local.proxy import proxy as kernels
 from remoter_kernel.local.proxy.proxy import KernelProxy
 from remoter_kernel.local.proxy.sockets import PORTS, Sockets
-from remoter_kernel.local.session.link import LinkState
+from remoter_kernel.local.session.link import LinkState, _Connection
 from remoter_kernel.protocol.frames import FrameHeader, MessageType, encode_message, to_json
 from remoter_kernel.protocol.link_connection import LinkConnection
 from remoter_kernel.protocol.reactor import Reactor
@@ -129,15 +129,15 @@ def test_all_are_told_in_the_process_on_this_side(
     def look() -> None:
         nonlocal looks
         wire: Any = SimpleNamespace(send=lambda _frame, _flags: None)
-        kernel.link._socket = wire
-        kernel.link._stream.begin()
+        kernel.link._connection = _Connection(None, wire)  # type: ignore[arg-type]
+        kernel.link._conversation.stream.begin()
         welcome = to_json({"seen": [0, 0], "begin": [0, 0]})
         kernel.link._on_welcome(encode_message(FrameHeader(MessageType.WELCOME), welcome))
         assert kernel.link.state is LinkState.UP
         assert bool(kernel.link.pacer) == is_under_server
         check(kernel, may_stay_unset=OF_THE_PROXY)
         looks += 1
-        kernel.link._socket = None
+        kernel.link._connection = None
 
     monkeypatch.setattr(kernel.reactor, "run", look)
     kernel.run()

@@ -124,7 +124,7 @@ def test_what_the_session_itself_has_said_is_what_is_told(dialer):
     refused = ProtocolError("The session's greeting was refused.")
     dialer.dial()
     assert dialer.on_no_welcome(refused) is refused
-    assert not dialer.is_tunnel_command
+    assert not dialer.tunnel.is_command
 
 
 def test_where_forwarding_is_forbidden_there_is_no_other_way(dialer, host):

@@ -278,7 +278,7 @@ def test_after_a_cut_only_the_rest_is_sent(src, dst):
     assert sent[0] > there
     assert (dst / "big").read_bytes() == (src / "big").read_bytes()
     assert names(dst) == ["big"]
-    assert sending._stream.sent_bytes < BIG - there + 10_000
+    assert sending._run.stream.sent_bytes < BIG - there + 10_000
 
 
 def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
@@ -289,7 +289,7 @@ def test_a_part_that_is_not_the_sources_beginning_counts_for_nothing(src, dst):
         part.write_bytes(content)
         sending, _ = send(src / "big", to=dst / "big")
         assert (dst / "big").read_bytes() == (src / "big").read_bytes()
-        assert sending._stream.sent_bytes < BIG + 10_000
+        assert sending._run.stream.sent_bytes < BIG + 10_000
         (dst / "big").unlink()
 
 
@@ -317,7 +317,7 @@ def test_what_is_there_whole_is_not_sent_again(src, dst):
     send(src / "big", to=dst / "big")
     inode = (dst / "big").stat().st_ino
     sending, _ = send(src / "big", to=dst / "big")
-    assert sending._stream.sent_bytes < 10_000
+    assert sending._run.stream.sent_bytes < 10_000
     assert (dst / "big").stat().st_ino == inode
 
 

@@ -103,7 +103,7 @@ def test_what_is_refused_is_not_sent_to_its_end(src, dst, monkeypatch):
         lambda self, data: (write if self.entry.size < LARGE else fail)(self, data),
     )
     sending, receiving = send(src, to=dst)
-    assert sending._stream.sent_bytes < LARGE / 2
+    assert sending._run.stream.sent_bytes < LARGE / 2
     assert [trouble.reason for trouble in sending.troubles] == [
         "a folder is in its place",
         "Input/output error",

@@ -62,7 +62,7 @@ def test_connections_that_are_taken_and_dropped_are_replaced_by_a_command(sessio
     runner = a_runner()
     try:
         runner.start()
-        assert runner.dialer.is_tunnel_command
+        assert runner.dialer.tunnel.is_command
         shown: list[Any] = []
         runner.run("print(6 * 7)", lambda *words: shown.append(words))
         assert ("stream", {"name": "stdout", "text": "42\n"}) in shown

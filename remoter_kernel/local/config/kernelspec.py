@@ -1,4 +1,4 @@
-"""Tells Jupyter that a remote exists, and makes it forget."""
+"""The kernelspecs by which Jupyter finds remotes: written, removed, mended, looked up."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpecManager
 
 PREFIX = "remoter-"
-LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have one name everywhere
+LANGUAGES = {"ir": "R", "python3": "python"}  # of kernels that have the same name everywhere
 MODULE_OPTION = ("-m", "remoter_kernel")  # in the command line of each kernelspec of ours
 # Options of Python with -P or -I among them: with either it imports nothing from its folder.
 SAFE_OPTIONS = re.compile(r"-(?=\w*[IP])[BEIOPbdiqsuvx]+")
 LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
 
-READ_WITHIN = 0.05  # seconds: reading takes a tenth of that, unless the disk hangs
+READ_WITHIN = 0.05  # seconds: reading takes a tenth of that, unless a network disk hangs
 RECALL_WITHIN = 0.3  # seconds, once, before Jupyter is answered
 LANGUAGE = "python"  # of most kernels
 KernelInfoAndLanguage = tuple[dict[str, Any] | None, str]
@@ -42,7 +42,7 @@ def kernelspec_name(remote_name: str) -> str:
 
 
 def free_display_name(remote_name: str, wished: str = "") -> str:
-    """Return what Jupyter will show; pickers tell kernels apart by nothing else.
+    """Return the display name of a remote; pickers of kernels show nothing else.
 
     `Usage` if another kernelspec has the name that was wished for.
     """
@@ -75,41 +75,37 @@ def language_of(remote: Remote) -> str:
 def install_kernelspec(
     remote: Remote, display_name: str = "", language: str = "python", *, debugger: bool = False
 ) -> Path:
-    """Write the kernelspec of a remote for this person; return its folder.
+    """Write the kernelspec of a remote for this user; return its folder.
 
     `language` is that of the kernel there; `debugger` says that it is one that can debug
     (ipykernel): Jupyter shows the button by this word, before any kernel runs.
     """
     folder = _spec_folder(remote.name)
     spec: dict[str, Any] = {
-        # An absolute Python: Jupyter itself may run in another environment than this one.
-        "argv": [
-            sys.executable,
-            "-P",  # Jupyter starts it in the notebook's folder, which must not be imported from
-            "-m",
-            "remoter_kernel",
-            "-f",
-            "{connection_file}",
-            "--remote",
-            remote.name,
-        ],
+        "argv": proxy_argv("--remote", remote.name),
         "display_name": display_name or f"Remote ({remote.name})",
         "language": language,
         "interrupt_mode": "message",
-        # Jupyter encrypts what goes between it and the front only if this is said.
+        # Jupyter encrypts its connection to the proxy only if the kernelspec says this.
         "metadata": {"supported_encryption": ["curve"]} | ({"debugger": True} if debugger else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_private_file(
-        folder / "kernel.json", json.dumps(spec, indent=1, ensure_ascii=False) + "\n"
-    )
+    _write_spec(folder / "kernel.json", spec)
     for logo in _logos(language):
         shutil.copyfile(logo, folder / logo.name)
     return folder
 
 
+def proxy_argv(*words: str) -> list[str]:
+    """Return the command line by which Jupyter starts a proxy, with these words at its end."""
+    # Python with its path, as Jupyter itself may run in another environment than this one; -P, as
+    # Jupyter starts it in the notebook's folder, from which nothing must be imported.
+    python = [sys.executable, "-P", "-m", "remoter_kernel"]
+    return [*python, "-f", "{connection_file}", *words]
+
+
 def remove_kernelspec(remote_name: str) -> bool:
-    """Make Jupyter forget a remote; say whether it knew it."""
+    """Remove the kernelspec of a remote; return whether there was one."""
     folder = _spec_folder(remote_name)
     if folder.is_symlink():  # as `jupyter kernelspec install --symlink` leaves them
         folder.unlink()
@@ -144,7 +140,9 @@ def mend_kernelspecs() -> tuple[list[Path], list[CannotWrite]]:
     mended, left = [], []
     for file in unsafe_kernelspecs():
         try:
-            _rewrite_spec(file.resolve(), _with_safe_argv(_read_spec(file)))
+            mode = file.stat().st_mode & 0o777
+            _write_spec(file, _with_safe_argv(_read_spec(file)))
+            file.chmod(mode)  # one of a whole system must stay readable for all
             mended.append(file)
         except CannotWrite as error:
             left.append(error)
@@ -187,11 +185,8 @@ def _with_safe_argv(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "argv": safe} if safe else {}
 
 
-def _rewrite_spec(file: Path, spec: dict[str, Any]) -> None:
-    """Replace a file by this; whoever could read it still can."""
-    mode = file.stat().st_mode & 0o777
+def _write_spec(file: Path, spec: dict[str, Any]) -> None:
     write_private_file(file, json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
-    file.chmod(mode)
 
 
 def _kernels_folder() -> Path:
@@ -217,9 +212,11 @@ def _logos(language: str) -> list[Path]:
     return [logo for logo in map(folder.joinpath, LOGOS) if logo.is_file()]
 
 
-# What is known of a remote before any login, for a thread that may not wait for a disk.
 class RemoteLookup:
-    """Finds one remote by its name; while its file cannot be read, as it was read last."""
+    """Finds one remote by its name, for a thread that must not block on a disk.
+
+    While the file cannot be read, the remote stays as it was read last.
+    """
 
     def __init__(
         self,
@@ -227,7 +224,7 @@ class RemoteLookup:
         local: Remote,
         find: Callable[[str | None], Remote | None] = find_remote,
     ) -> None:
-        """Remember; `local` stands for this machine, which serves where there is no remote."""
+        """`local` stands for this machine, which serves where there is no remote."""
         self._name = name
         self._local = local
         self._find = find
@@ -239,7 +236,7 @@ class RemoteLookup:
         reading = self._read_thread
         if reading is None or not reading.is_alive():
             reading = self._read_thread = _start_reading(self._read)
-            reading.join(READ_WITHIN)  # once: who asks again meanwhile has waited
+            reading.join(READ_WITHIN)  # once for each thread: a disk that hangs costs no more
         return self._last
 
     def recall(self) -> KernelInfoAndLanguage:
@@ -256,7 +253,7 @@ class RemoteLookup:
     def _read(self) -> None:
         try:
             self._last = self._find(self._name) or self._local
-        except (RemoterError, OSError):  # what is wrong is told in the first cell
+        except (RemoterError, OSError):  # the first cell that dials shows what is wrong
             self._last = self._unknown
 
 

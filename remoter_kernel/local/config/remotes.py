@@ -1,4 +1,4 @@
-"""Which remotes there are: the file `remotes.toml`, and what was last seen on each.
+"""Which remotes there are: the file `remotes.toml`, and the last kernel_info of each.
 
 With `cwd = "notebook"` the folder of the notebook is looked up in `path_map`, whose longest
 matching entry counts; without any, what is in the home here is in the home there.
@@ -29,26 +29,14 @@ from remoter_kernel.local.private_files import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = [
-    "Remote",
-    "Remotes",
-    "config_path",
-    "delete_remote",
-    "find_remote",
-    "is_name",
-    "last_kernel_info",
-    "read_remotes",
-    "remember_kernel_info",
-    "state_folder",
-    "write_remote",
-]
+__all__ = ["Remote", "Remotes", "is_name", "state_folder"]  # which others import from here
 
 NOTEBOOK_FOLDER = "notebook"
 HOME = "~"
 
 
 def config_path() -> Path:
-    """Where the remotes are written down: REMOTER_CONFIG, else the person's config folder."""
+    """Return where `remotes.toml` is: REMOTER_CONFIG, else the person's config folder."""
     named = os.environ.get("REMOTER_CONFIG")
     with requiring_home():
         if named:
@@ -68,12 +56,10 @@ def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
 
     None means: none was named, and none is configured.
     """
+    if name is not None:
+        return named_remote(name, path)
     path = path or config_path()
     remotes = read_remotes(path)
-    if name is not None:
-        if name in remotes.all:
-            return remotes.all[name]
-        raise _unknown_remote(name, remotes, path)
     if remotes.default is not None:
         return remotes.all[remotes.default]
     if len(remotes.all) > 1:
@@ -85,12 +71,21 @@ def find_remote(name: str | None, path: Path | None = None) -> Remote | None:
     return next(iter(remotes.all.values()), None)
 
 
+def named_remote(name: str, path: Path | None = None) -> Remote:
+    """Return the remote of this name; `Usage` if there is none."""
+    path = path or config_path()
+    remotes = read_remotes(path)
+    if name not in remotes.all:
+        raise _unknown_remote(name, remotes, path)
+    return remotes.all[name]
+
+
 def write_remote(
     remote: Remote, *, make_default: bool, replace: bool, path: Path | None = None
 ) -> None:
-    """Write a remote down; whatever else the file says stays as it is."""
+    """Write a remote into the file; all else in it stays as it is."""
     path = path or config_path()
-    with file_lock(path):
+    with file_lock(path):  # two `remoter add` at once must not lose one of the remotes
         remotes = read_remotes(path)
         if remote.name in remotes.all and not replace:
             raise Usage(
@@ -105,7 +100,7 @@ def write_remote(
 
 
 def delete_remote(name: str, path: Path | None = None) -> None:
-    """Take a remote out of the file, and forget what was last seen there."""
+    """Take a remote out of the file, and remove its last kernel_info."""
     path = path or config_path()
     with file_lock(path):
         remotes = read_remotes(path)
@@ -131,7 +126,7 @@ def _rewrite_remotes(path: Path, wanted: Remotes, change: Callable[[str], str]) 
 def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except FileNotFoundError:  # no remote was added yet
         return ""
     except UnicodeDecodeError as err:
         line = path.read_bytes()[: err.start].count(b"\n") + 1
@@ -141,7 +136,8 @@ def _read_file(path: Path) -> str:
     except OSError as err:
         reason = err.strerror or str(err)
         raise BadConfiguration(
-            f"{path} cannot be read: {reason}.", "See to that, or name another in REMOTER_CONFIG."
+            f"{path} cannot be read: {reason}.",
+            "Check its permissions, or name another file in REMOTER_CONFIG.",
         ) from err
 
 
@@ -155,28 +151,28 @@ def _unknown_remote(name: str, remotes: Remotes, path: Path) -> Usage:
 
 # --------------------------------------------------------------- what was last seen there
 def last_kernel_info(remote: Remote) -> dict[str, Any] | None:
-    """Give the content of the last `kernel_info_reply` from this remote, if one is remembered.
+    """Return the content of the last `kernel_info_reply` from this remote; None if none is kept.
 
-    What another kernel, or the same remote elsewhere, has once said is nobody's reply.
+    Not that of another kernel, nor of a remote of this name with another host.
     """
     try:
         memory = json.loads(_kernel_info_path(remote.name).read_text(encoding="utf-8"))
         is_its_own = memory["of"] == _kernel_identity(remote)
         content = memory["content"]
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # it is only a memory: a front can start without it
+        return None  # a proxy starts without it, only with less to answer
     return content if is_its_own and isinstance(content, dict) else None
 
 
 def remember_kernel_info(remote: Remote, content: dict[str, Any]) -> None:
-    """Keep the content of a `kernel_info_reply` for the next start of a front."""
+    """Keep the content of a `kernel_info_reply` for the next start of a proxy."""
     memory = {"of": _kernel_identity(remote), "content": content}
-    with contextlib.suppress(CannotWrite):  # a front starts without it, too
+    with contextlib.suppress(CannotWrite):  # a proxy starts without it, too
         write_private_file(_kernel_info_path(remote.name), json.dumps(memory))
 
 
 def _kernel_identity(remote: Remote) -> list[str]:
-    """Say where a kernel is, and which: another one has other features."""
+    """Return what makes a kernel another one, with other features."""
     return [remote.host, remote.python, remote.kernel]
 
 

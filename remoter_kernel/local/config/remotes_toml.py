@@ -26,10 +26,10 @@ from remoter_kernel.errors import BadConfiguration, Usage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-NAME_PATTERN = re.compile(r"[a-z0-9._-]+")  # Jupyter lower-cases kernel names
+NAME_PATTERN = re.compile(r"[a-z0-9._-]+")  # jupyter_client lower-cases the names of kernelspecs
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # seconds
 SIZES = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10, "kB": 10**3, "B": 1}
-SMALLEST_LIMIT = 2**20  # bytes: with less, what is kept would be marks of what is not
+SMALLEST_LIMIT = 2**20  # bytes: a smaller journal would be markers of what was dropped
 
 
 def _expand_user(path: str) -> Path:
@@ -40,6 +40,7 @@ def _expand_user(path: str) -> Path:
         return Path(path)
 
 
+# 17 attributes: the table of settings of a remote in `remotes.toml`.
 @dataclass(frozen=True)
 class Remote:
     """A configured place to run: a host, how to log in, which kernel, which environment."""
@@ -55,11 +56,11 @@ class Remote:
     on_shutdown: Literal["stop", "keep"] = "stop"
     idle_timeout: float = 72 * 3600.0  # seconds
     journal_limit: int = 2**30  # bytes
-    waiting_limit: int = 8 * 2**20  # bytes of one cell's text that may wait for a front
+    waiting_limit: int = 8 * 2**20  # bytes of one cell's text that may wait for a client
     transport: Literal["auto", "paramiko", "openssh"] = "auto"
     ssh_config: Path = field(default_factory=lambda: _expand_user("~/.ssh/config"))
-    login_lifetime: float = 600.0  # seconds
-    local: Literal["ask", "allow", "never"] = "ask"
+    login_lifetime: float = 600.0  # seconds that the keeper keeps a login nobody uses
+    local: Literal["ask", "allow", "never"] = "ask"  # may notebooks run %%local cells here?
     remember: bool = False  # may what a login asks for be kept in this system's keyring?
 
 
@@ -78,8 +79,7 @@ def read_duration(value: object) -> float:
     """Read "90s", "30m", "72h" or "2d" as seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([smhd])", value) if isinstance(value, str) else None
     if found is None:
-        msg = f'a duration such as "90s", "30m", "72h" or "2d", not {value!r}'
-        raise ValueError(msg)
+        raise ValueError(f'a duration such as "90s", "30m", "72h" or "2d", not {value!r}')
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -96,8 +96,7 @@ def read_size(value: object) -> int:
     found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({units})", value) if isinstance(value, str) else None
     size = int(float(found[1]) * SIZES[found[2]]) if found else 0
     if size < SMALLEST_LIMIT:
-        msg = f'a size of 1 MiB or more, such as "64MiB" or "2GB", not {value!r}'
-        raise ValueError(msg)
+        raise ValueError(f'a size of 1 MiB or more, such as "64MiB" or "2GB", not {value!r}')
     return size
 
 
@@ -109,33 +108,28 @@ def write_size(size: int) -> str:
 
 def _read_text_value(value: object) -> str:
     if not isinstance(value, str):
-        msg = f'a text in quotes, such as "{value}"'
-        raise ValueError(msg)  # noqa: TRY004 - one kind of error for all readers
+        raise ValueError(f'a text in quotes, such as "{value}"')  # noqa: TRY004 - one kind of error for all readers
     return value
 
 
 def _read_nonempty_text(value: object) -> str:
     if not _read_text_value(value).strip():
-        msg = "a text that is not empty"
-        raise ValueError(msg)
+        raise ValueError("a text that is not empty")
     return _read_text_value(value)
 
 
 def _read_lines(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        msg = 'a list of texts, such as ["module load cuda"]'
-        raise ValueError(msg)
+        raise ValueError('a list of strings, such as ["module load cuda"]')
     return tuple(value)
 
 
 def _read_environment(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
-        msg = 'names with texts, such as { OMP_NUM_THREADS = "8" }'
-        raise ValueError(msg)
+        raise ValueError('a table of names and strings, such as { OMP_NUM_THREADS = "8" }')
     for name in value:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            msg = f"names that a shell can export, which {name!r} is not"
-            raise ValueError(msg)
+            raise ValueError(f"names that a shell can export, which {name!r} is not")
     return MappingProxyType(dict(value))
 
 
@@ -144,15 +138,13 @@ def _read_path_map(value: object) -> Mapping[str, str]:
         isinstance(there, str) and re.match(r"~$|~/|[/\\]|[A-Za-z]:", here)
         for here, there in value.items()
     ):
-        msg = 'folders here with folders there, such as { "~/work" = "/scratch/me" }'
-        raise ValueError(msg)
+        raise ValueError('folders here with folders there, such as { "~/work" = "/scratch/me" }')
     return MappingProxyType(dict(value))
 
 
 def _read_boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        msg = "true or false"
-        raise ValueError(msg)  # noqa: TRY004 - one kind of error for all readers
+        raise ValueError("true or false")  # noqa: TRY004 - one kind of error for all readers
     return value
 
 
@@ -160,8 +152,7 @@ def _one_of(*words: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in words:
             options = " or ".join(f'"{word}"' for word in words)
-            msg = f"{options}, not {value!r}{did_you_mean(str(value), words)}"
-            raise ValueError(msg)
+            raise ValueError(f"{options}, not {value!r}{did_you_mean(str(value), words)}")
         return str(value)
 
     return read
@@ -211,7 +202,7 @@ def parse_remotes(text: str, where: Path) -> Remotes:
 
 
 class _RemotesParser:
-    """One reading of one text; keeps what an error needs to name the line."""
+    """Parses one text; keeps what an error needs to name the line."""
 
     def __init__(self, text: str, where: Path) -> None:
         self._text = text
@@ -259,8 +250,11 @@ class _RemotesParser:
         return Remote(name=name, **values)
 
     def _refuse(self, path: tuple[str, ...], what: str) -> NoReturn:
-        msg = f"{self._where}, line {line_number(self._text, path)}: {what}"
-        raise BadConfiguration(msg, "Correct that line and try again.")
+        self._refuse_line(line_number(self._text, path), what)
+
+    def _refuse_line(self, line: int, what: str) -> NoReturn:
+        message = f"{self._where}, line {line}: {what}"
+        raise BadConfiguration(message, "Correct that line and try again.")
 
     def _refuse_toml(self, complaint: str) -> NoReturn:
         found = re.search(r" \(at line (\d+), column \d+\)$", complaint)
@@ -272,8 +266,7 @@ class _RemotesParser:
             what = f"the remote {twice[1]} is there twice: keep one of the two, or rename one."
         elif "overwrite a value" in complaint:
             what = "this key is there twice: keep one of the two."
-        msg = f"{self._where}, line {line}: {what}"
-        raise BadConfiguration(msg, "Correct that line and try again.")
+        self._refuse_line(line, what)
 
 
 def line_number(text: str, path: tuple[str, ...]) -> int:
@@ -288,7 +281,7 @@ def line_number(text: str, path: tuple[str, ...]) -> int:
         try:
             value: Any = tomllib.loads("".join(lines[:end]))
         except tomllib.TOMLDecodeError:
-            continue  # in the middle of a value with several lines
+            continue  # these lines end within a value that has several
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
@@ -311,6 +304,7 @@ def upsert_remote(text: str, remote: Remote, *, make_default: bool) -> str:
     wanted = _as_table(remote)
     if remote.name in tables:
         there = tables[remote.name]
+        # Key by key, so that comments and the order of what stays are kept.
         for key in [key for key in there if key not in wanted]:
             del there[key]
         for key, value in wanted.items():
@@ -337,7 +331,7 @@ def drop_remote(text: str, name: str) -> str:
 
 
 def _as_table(remote: Remote) -> dict[str, Any]:
-    """Give the keys that differ from what they are when nothing is said."""
+    """Return the keys whose values are not the defaults."""
     plain = Remote(name=remote.name, host="")
     changed = {
         key.name: getattr(remote, key.name)

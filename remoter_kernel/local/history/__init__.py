@@ -1,1 +1,1 @@
-"""What a session has said, put together for a person: lines, text, a notebook."""
+"""The history of sessions for a person: as lines, as text, as a notebook; and bug reports."""

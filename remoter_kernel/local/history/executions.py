@@ -1,4 +1,4 @@
-"""Puts what was said together to cells and their outputs, as a notebook file has them (pure)."""
+"""Collects the records of a session as cells and outputs, as a notebook file has them (pure)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.journal_entries import JournalEntry
 
 Output = dict[str, Any]
-DEEPEST_NESTING = 100  # lists and objects within each other: who writes JSON gives up at some more
+DEEPEST_NESTING = 100  # lists and objects within each other: Python's json gives up at some 1,000
 CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # nbformat 4.5
 
 
@@ -37,11 +37,11 @@ class CellExecution:
     request_id: str  # its message id
     source: str
     cell_id: str = ""  # as the client names the cell; empty where it does not
-    sent_at: float = 0.0  # seconds since 1970, by the clock of whoever asked
+    sent_at: float = 0.0  # seconds since 1970, by the client's clock
     count: int | None = None
     outputs: list[Output] = field(default_factory=list)
     is_over: bool = False
-    clears_next: bool = False  # `clear_output(wait=True)`: the next output takes their place
+    clears_next: bool = False  # after `clear_output(wait=True)`: the next output replaces them
 
     def add(self, output: Output) -> None:
         """Add an output; text of the same stream becomes one."""
@@ -61,13 +61,12 @@ class CellExecution:
 
 
 class ExecutionHistory:
-    """All cells that were run in a session, in the order in which they were asked for."""
+    """All cells that were run in a session, in the order in which they were sent."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self.executions: dict[str, CellExecution] = {}  # by the request's message id
         self.kernel_info: dict[str, Any] = {}
-        self._displays: dict[str, list[Output]] = {}
+        self._displays: dict[str, list[Output]] = {}  # by display_id, for update_display_data
 
     def add_record(self, said: JournalEntry) -> None:
         """Take in one record; one that makes no sense is left out."""
@@ -82,7 +81,7 @@ class ExecutionHistory:
                 run = self.executions.get(str(header_of(parts[PARENT]).get("msg_id", "")))
                 if run:
                     kind = str(header_of(parts[HEADER]).get("msg_type"))
-                    self._on_output(run, kind, content_of(parts))
+                    self.add_output(run, kind, content_of(parts))
         except ODD:
             return
 
@@ -102,10 +101,7 @@ class ExecutionHistory:
         )
 
     def add_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
-        """Take in one output."""
-        self._on_output(run, kind, content)
-
-    def _on_output(self, run: CellExecution, kind: str, content: dict[str, Any]) -> None:
+        """Take in one message of iopub for this execution."""
         if kind == "execute_input":
             run.count = _count(content.get("execution_count"))
         elif kind == "status":
@@ -144,17 +140,13 @@ class ExecutionHistory:
 
 
 def _as_mime_bundle(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what a display shows as a notebook file may have it: text, or what is called JSON."""
-    return {
-        mime: value if mime.endswith("json") or _is_text(value) else str(value)
-        for mime, value in data.items()
-    }
-
-
-def _is_text(value: object) -> bool:
-    """Is this text as a notebook file may have it: whole, or as a list of its lines?"""
-    lines = value if isinstance(value, list) else [value]
-    return all(isinstance(line, str) for line in lines)
+    """Return a display's data as nbformat's schema has it: text, lines, or JSON for some types."""
+    bundle = {}
+    for mime, value in data.items():
+        lines = value if isinstance(value, list) else [value]
+        is_text = all(isinstance(line, str) for line in lines)
+        bundle[mime] = value if is_text or mime.endswith("json") else str(value)
+    return bundle
 
 
 def stream_of(content: dict[str, Any]) -> dict[str, str]:
@@ -164,11 +156,11 @@ def stream_of(content: dict[str, Any]) -> dict[str, str]:
 
 
 def as_json_value(value: Any, room: int = DEEPEST_NESTING) -> Any:
-    """Return a value of a message as a file can keep it: of UTF-8, and not nested without end."""
+    """Return a value of a message as a file can have it: in UTF-8, and not nested without end."""
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError:  # half of a pair
+        except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     elif isinstance(value, (dict, list)) and not room:
         return "…"
@@ -180,12 +172,12 @@ def as_json_value(value: Any, room: int = DEEPEST_NESTING) -> Any:
 
 
 def _count(value: object) -> int | None:
-    """Return the number of a cell, if it is one that a notebook file may have."""
+    """Return an execution_count that nbformat accepts: True, for JSON, is an int to Python."""
     return value if type(value) is int and value >= 0 else None
 
 
 def language_info_of(kernel_info: dict[str, Any]) -> dict[str, Any]:
-    """Return what a kernel says of its language, as a notebook file may have it."""
+    """Return a kernel's language_info as nbformat's schema has it."""
     told = kernel_info.get("language_info")
     info = as_json_value(told) if isinstance(told, dict) else {}
     for key in ("file_extension", "mimetype", "pygments_lexer"):
@@ -251,11 +243,11 @@ def executed_notebook(
     return notebook
 
 
-# Into a notebook that is there ------------------------------------------------------------
+# Into a notebook that exists --------------------------------------------------------------
 
 
 class NotebookCellUpdate(NamedTuple):
-    """What becomes of one cell: `run` is None where it is left alone, and `why` says why."""
+    """What becomes of a cell: `execution` is None where it is left alone, and `why` says why."""
 
     cell_index: int  # in the notebook's cells
     execution: CellExecution | None
@@ -265,7 +257,7 @@ class NotebookCellUpdate(NamedTuple):
 def plan_updates(
     cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution], saved: float
 ) -> list[NotebookCellUpdate]:
-    """Say which cells get which outputs; `saved`: when the notebook was, in seconds.
+    """Choose which cells get which outputs; `saved`: when the file was, in seconds since 1970.
 
     A cell gets the outputs of its last run if it has none, or only the first of them, or
     those of an earlier run, or if that run began after the notebook was saved.
@@ -298,7 +290,7 @@ def any_executed(cells: Sequence[dict[str, Any]], runs: Iterable[CellExecution])
 
 
 def _index_of(run: CellExecution, cells: Sequence[dict[str, Any]]) -> int | None:
-    """Find a run's cell: by its id, else by its source if that stands there once."""
+    """Find a run's cell: by its id, else by its source if only one cell has it."""
     code = [index for index, cell in enumerate(cells) if cell.get("cell_type") == "code"]
     if run.cell_id:
         for index in code:
@@ -314,7 +306,7 @@ def join_lines(text: object) -> str:
 
 
 def comparable(output: Output) -> tuple[Any, ...]:
-    """Return what a person would see of an output, to compare it."""
+    """Return what a person would see of an output, to compare it: a file may lack the rest."""
     kind = output.get("output_type")
     if kind == "stream":
         return (kind, output.get("name"), as_terminal_shows(join_lines(output.get("text"))))
@@ -341,7 +333,7 @@ def _is_prefix_of(whole: Sequence[Output], begin: Sequence[Output]) -> bool:
 
 
 def _is_beginning(text: str, seen: str) -> bool:
-    """Was this seen of that text at some time?"""
+    """Did a terminal show `seen` at some time, while it got that text?"""
     whole = as_terminal_shows(text)
     if whole.startswith(seen):
         return True
@@ -361,5 +353,5 @@ def as_terminal_shows(text: str) -> str:
 def _overwritten(line: str) -> str:
     shown = ""
     for piece in line.split("\r"):
-        shown = piece + shown[len(piece) :]
+        shown = piece + shown[len(piece) :]  # a shorter piece leaves the end of the longer one
     return shown

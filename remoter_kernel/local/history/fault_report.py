@@ -1,7 +1,7 @@
-"""One text for a report of a fault: what is here, what is there, and the ends of the logs.
+"""One text for a bug report: what is here, what is there, and the ends of the logs.
 
-What it says in its own words stands there as it is; each value goes through a `Mask`. Nothing
-of a kernel's own output is read for it.
+Its own words stand there as they are; each value goes through a `Mask`. Nothing of a kernel's own
+output is read for it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,8 @@ if TYPE_CHECKING:
 
 PACKAGES_THERE = ("pyzmq", "jupyter_client", "ipykernel", "tornado", "traitlets")
 PACKAGES = (
-    "pyzmq",
-    "jupyter_client",
-    "paramiko",
-    "ipykernel",
-    "jupyter_server",
-    "jupyterlab",
-    "notebook",
+    *("pyzmq", "jupyter_client", "paramiko", "ipykernel"),
+    *("jupyter_server", "jupyterlab", "notebook"),
 )
 SSH_VERSION_WITHIN = 5.0  # seconds, for `ssh -V`
 MOST_SESSIONS = 8  # the newest
@@ -60,9 +55,9 @@ MOST_EVALUATORS = 3  # sessions whose logs are read
 MOST_PROXIES = 3
 MOST_KEEPERS = 2
 LINES = 80  # of each log
-LAST = 30  # lines among which those about single frames are, too
+LAST = 30  # of them with the DEBUG lines, which are about single frames
 MOST_READ = 64 * 1024  # bytes of an evaluator's log
-USUAL_KERNELS = {"python3", "ir"}  # other names are a person's own
+USUAL_KERNELS = {"python3", "ir"}  # another name may tell of a project
 REQUEST_COLUMNS = ("id", "channel", "type", "stage", "seconds", "why")  # words of an open request
 # In the logs of a version before this one it is front.session.link.
 LINK = re.compile(r"^(.*Z )\w+ (?:local|front)\.session\.link: (.*)$", re.MULTILINE)
@@ -72,38 +67,33 @@ class Report:
     """The text, line by line; it is masked at the end, when all names are known."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self.mask = Mask(vocabulary())
-        self._lines: list[tuple[str, str, bool]] = []  # our words, a value, is it of others?
+        # Each line: our words, a value, have others a part in it?
+        self._lines: list[tuple[str, str, bool]] = []
 
     def title(self, ours: str, value: str = "") -> None:
         """Begin a part."""
         self._lines += [("", "", False), (f"## {ours}", value and f" {value}", False)]
 
     def row(self, ours: str, value: object) -> None:
-        """Say one thing; `value` may hold names."""
+        """Add a line; known names in `value` are replaced."""
         self._lines.append((f"{ours:<16}", str(value), False))
 
     def quote(self, ours: str, value: object) -> None:
-        """Say one thing of which others have a part: only harmless words of it stay."""
+        """Add a line of which others have a part: only harmless words of `value` stay."""
         self._lines.append((f"{ours:<16}" if ours else "    ", str(value), True))
 
     def text(self) -> str:
         """Return it as strangers may read it."""
-        shown = [
-            (
-                ours
-                + (self.mask.mask_foreign(value) if is_foreign else self.mask.mask_names(value))
-            ).rstrip()
-            for ours, value, is_foreign in self._lines
-        ]
+        masks = {False: self.mask.mask_names, True: self.mask.mask_foreign}
+        shown = [(ours + masks[foreign](value)).rstrip() for ours, value, foreign in self._lines]
         return "\n".join(shown).strip() + "\n"
 
 
 def make_report(name: str | None, prompter: Prompter | None) -> str:
     """Make a report about a remote; without a name: the default one, or the only one.
 
-    What cannot be found out is said in it. Raises `Usage` if there is no such remote.
+    It also says what could not be found out. Raises `Usage` if there is no such remote.
     """
     report = Report()
     clock = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
@@ -128,7 +118,7 @@ def make_report(name: str | None, prompter: Prompter | None) -> str:
 
 
 def _mask_local(mask: Mask) -> None:
-    with contextlib.suppress(Exception):  # what nobody is called is not in the text, either
+    with contextlib.suppress(Exception):  # a user without a name (in a container) is not in a text
         mask.add_names("USER", getpass.getuser())
     mask.add_names("HOME", str(Path.home()), Path.home().as_posix())
     host = socket.gethostname()
@@ -151,21 +141,21 @@ def _mask_remote(mask: Mask, remote: Remote) -> None:
 
 
 def _mask_configuration(mask: Mask) -> None:
-    """Know the words of a configuration that cannot be understood."""
+    """Mask all words of a configuration that cannot be parsed: its error quotes some."""
     with contextlib.suppress(OSError):
         text = config_path().read_text(encoding="utf-8", errors="replace")
         mask.add_names("VALUE", *re.findall(r"[^\s\"'=\[\],{}]+", text))
 
 
 def mask_destination(mask: Mask, destination: Destination) -> None:
-    """Know what an alias of the ssh config stands for, and the hosts on the way there."""
+    """Mask what an alias of the ssh config stands for, and the jump hosts."""
     for each in (destination, *destination.jumps):
         mask.add_names("HOST", each.host_name, each.alias, each.host_key_alias)
         mask.add_names("USER", each.user)
 
 
 def mask_session(mask: Mask, session: dict[str, Any]) -> None:
-    """Know what a session is for."""
+    """Mask the names in what is known of a session."""
     mask.allow(str(session.get("id", "")))
     mask.add_names("HOST", str(session.get("host") or ""))
     for kind in ("notebook", "script"):
@@ -179,7 +169,7 @@ def mask_session(mask: Mask, session: dict[str, Any]) -> None:
 
 
 def report_local(report: Report) -> None:
-    """Tell of this machine."""
+    """Describe this machine."""
     report.title("Here")
     report.row("remoter-kernel", __version__)
     report.row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
@@ -206,7 +196,7 @@ def _ssh_version() -> str:
 
 
 def report_remote(report: Report, remote: Remote) -> None:
-    """Tell how the remote is configured; values only where they are nobody's."""
+    """Describe how the remote is configured; values only where they identify nobody."""
     report.title("The remote", remote.name)
     if remote is THIS_MACHINE:
         report.row("host", "this machine: there is no remote")
@@ -232,13 +222,13 @@ def _describe_setting(remote: Remote, key: str) -> str:
 
 
 def _host_shape(host: str) -> str:
-    """Say how a host was written, without what was."""
+    """Return how a host is written, without its names."""
     user = "user@" if "@" in host else ""
     port = ":port" if re.search(r":\d+$", host) else ""
     return f"{user}host{port}"
 
 
-# How the value of a key is told. Of any other key only whether, or how often, it is set.
+# How the value of a key is shown. Of any other key, only whether it is set, or its length.
 DESCRIBERS: dict[str, Callable[[Any], str]] = {
     "on_shutdown": str,
     "transport": str,
@@ -259,7 +249,7 @@ DESCRIBERS: dict[str, Callable[[Any], str]] = {
 
 
 def report_far_side(report: Report, remote: Remote, prompter: Prompter | None) -> None:
-    """Log in, and tell of the login and what is there; or why that was not possible."""
+    """Log in, and describe the login and what is there; or why that was not possible."""
     visit = RemoteQuery(remote, prompter)
     try:
         visit.open()
@@ -292,21 +282,21 @@ def _report_login(report: Report, visit: RemoteQuery) -> None:
 
 def _report_versions(report: Report, visit: RemoteQuery) -> None:
     answer, _ = visit.ask({"verb": "versions"})
-    names = answer.get("names")
+    names, packages = (
+        each if isinstance(each, dict) else {}
+        for each in (answer.get("names"), answer.get("packages"))
+    )
     for kind in ("user", "home", "host"):
-        report.mask.add_names(
-            kind.upper(), str(names.get(kind, "") if isinstance(names, dict) else "")
-        )
+        report.mask.add_names(kind.upper(), str(names.get(kind, "")))
     report.row("Python", _version(answer.get("python")))
     system = re.fullmatch(r"[\w .+-]{1,80}", str(answer.get("system")))
     report.row("system", system[0] if system else "strange")
-    packages = answer.get("packages")
     for name in PACKAGES_THERE:
-        report.row(name, _version(packages.get(name) if isinstance(packages, dict) else None))
+        report.row(name, _version(packages.get(name)))
 
 
 def _version(told: object) -> str:
-    """Return a version if it looks like one, and not like an address."""
+    """Return a version if it looks like one: an address has more numbers, or larger ones."""
     found = re.fullmatch(r"\d{1,4}(?:\.\d{1,4}){0,2}(?:\.?(?:a|b|rc|dev|post)\d{1,4})?", str(told))
     return found[0] if found else "strange"
 
@@ -320,29 +310,20 @@ def _report_sessions(report: Report, visit: RemoteQuery) -> None:
         report.title("Session", session["id"])
         report.quote("state", f"{session['state']} for {format_duration(session['seconds'])}")
         report.quote("why", session["why"].partition("\n")[0] or "-")
-        report.row("for", _purpose(session))
+        kinds = (kind for kind in ("notebook", "script") if session.get(kind))
+        report.row("for", next(kinds, "neither a notebook nor a script"))
         report.quote("kernel", session["kernel"])
         report.row("clients", session["fronts"])
         report.row("journal", f"{session['journal']} bytes")
         _report_requests(report, visit, session["id"])
     for session in sessions[:MOST_EVALUATORS]:
         _, log = visit.ask({"verb": "debug", "session": session["id"], "most": MOST_READ})
-        _quote_log(
-            report, f"The evaluator's log of session {session['id']}", log.decode(errors="replace")
-        )
-
-
-def _purpose(session: dict[str, Any]) -> str:
-    kinds = [kind for kind in ("notebook", "script") if session.get(kind)]
-    return kinds[0] if kinds else "neither a notebook nor a script"
+        title = f"The evaluator's log of session {session['id']}"
+        _quote_log(report, title, log.decode(errors="replace"))
 
 
 def _report_requests(report: Report, visit: RemoteQuery, session: str) -> None:
-    """Tell which requests are open there, as the evaluator's table has them.
-
-    The answer to `{"verb": "requests", "session": id}` is `requests`: one object for each, of
-    which the words of OPEN are shown.
-    """
+    """Describe the open requests in the evaluator's table (see `Requests.rows`)."""
     try:
         answer, _ = visit.ask({"verb": "requests", "session": session})
         requests = answer.get("requests")
@@ -353,16 +334,15 @@ def _report_requests(report: Report, visit: RemoteQuery, session: str) -> None:
         return
     report.row("open requests", len(requests))
     for request in (each for each in requests if isinstance(each, dict)):
-        report.quote(
-            "", ", ".join(f"{word} {request[word]}" for word in REQUEST_COLUMNS if word in request)
-        )
+        columns = (f"{word} {request[word]}" for word in REQUEST_COLUMNS if word in request)
+        report.quote("", ", ".join(columns))
 
 
 # Logs --------------------------------------------------------------------------------------
 
 
 def report_logs(report: Report, remote: Remote | None) -> None:
-    """Tell how the proxies and the keeper are, and how their logs end."""
+    """Describe the proxies and the keeper, and quote the ends of their logs."""
     logs = private_files.log_files()
     named = {remote.name, ""} if remote and remote is not THIS_MACHINE else {""}
     proxies = [log for log in logs if log.kind == "proxy" and (not remote or log.remote in named)]
@@ -396,6 +376,6 @@ def _quote_log(report: Report, title: str, text: str) -> None:
 
 
 def log_tail(lines: list[str]) -> list[str]:
-    """Return the last lines of a log, and what has changed before them: frames would hide that."""
+    """Return the last lines of a log, and before them only what DEBUG lines would push out."""
     changes = [line for line in lines[:-LAST] if " DEBUG " not in line]
     return [*changes[-(LINES - LAST) :], *lines[-LAST:]]

@@ -6,14 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from remoter_kernel.local.history.transcript import format_duration
-from remoter_kernel.plain_text import plain_text
+from remoter_kernel.plain_text import count_of, plain_text
 
 KIB = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LoginStatus:
+    """How a login was made; "": not known."""
+
+    transport: str = ""
+    why_transport: str = ""
+    cipher: str = ""
+    host_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LinkTraffic:
+    """What went over a link so far."""
+
+    losses: int = 0  # connections that were lost
+    round_trip: float | None = None
+    queue: int = 0  # messages that were sent, and not acknowledged
+    sent: int = 0  # bytes
+    received: int = 0
+
+
 @dataclass(frozen=True)
-class LinkStatus:
-    """What is known; None and the empty word mean: nothing. All times are in seconds."""
+class LinkStatus(_LoginStatus, _LinkTraffic):
+    """What is known of a link; None and "" mean: nothing. All times are in seconds."""
 
     state: str  # as `link.LinkState` calls it
     state_age: float  # how long it has been so
@@ -23,15 +44,6 @@ class LinkStatus:
     session: str = ""
     next_try: float | None = None
     last_error: str = ""
-    losses: int = 0
-    round_trip: float | None = None
-    queue: int = 0  # said here and not confirmed there
-    transport: str = ""
-    why_transport: str = ""
-    cipher: str = ""
-    host_key: str = ""
-    sent: int = 0  # bytes
-    received: int = 0
     keeps_session: bool = False  # does the session stay at shutdown?
     is_encrypted: bool | None = None  # between the kernel and its evaluator; None: not known
 
@@ -66,18 +78,17 @@ def _format_login(status: LinkStatus) -> str:
 
 
 def _format_kernel(status: LinkStatus) -> str:
-    """Say who can listen to the kernel where it runs."""
+    """Say whether other users of the host can listen to the kernel."""
     if status.is_encrypted is None:
         return ""
-    return (
-        "its sockets have CURVE, too" if status.is_encrypted else plain_sockets_warning(status.host)
-    )
+    warning = plain_sockets_warning(status.host)
+    return "its sockets have CURVE, too" if status.is_encrypted else warning
 
 
 def format_requests(rows: Any, where: str) -> str:
-    """Return a line for each request that is open (see `Requests.rows`), below one that says where.
+    """Return a line for each open request (see `Requests.rows`), below one that says where.
 
-    What comes from there may be anything, or nothing: an older session tells of none.
+    `rows` come from the remote and may be anything; an evaluator of an older version sends none.
     """
     if not isinstance(rows, list):
         return f"{where}: it does not say which requests are open (it is of an older version)\n"
@@ -86,11 +97,10 @@ def format_requests(rows: Any, where: str) -> str:
 
 
 def _format_request(row: dict[str, Any]) -> str:
-    cells = [plain_text(row.get(key, ""), most=64) for key in ("id", "type", "stage")]
+    name, kind, stage = (plain_text(row.get(key, ""), most=64) for key in ("id", "type", "stage"))
     seconds = row.get("seconds")
     since = f"for {format_duration(seconds)}" if isinstance(seconds, (int, float)) else ""
     why = plain_text(row.get("why", ""), most=200)
-    name, kind, stage = cells
     told = ", ".join(filter(None, (since, why)))
     return f"  {name:<38} {kind:<20} {stage:<9} {told}".rstrip() + "\n"
 
@@ -103,16 +113,14 @@ def plain_sockets_warning(host: str) -> str:
 def _format_link(status: LinkStatus) -> str:
     ago = format_duration(status.state_age)
     if status.state == "waiting":
-        trial = (
-            "" if status.next_try is None else f"; next try in {format_duration(status.next_try)}"
-        )
-        return f"down for {ago}{trial}"
-    cuts = f", after {status.losses} cut{'s' * (status.losses != 1)}" if status.losses else ""
+        next_try = "" if status.next_try is None else format_duration(status.next_try)
+        return f"down for {ago}{next_try and f'; next try in {next_try}'}"
+    cuts = f", after {count_of(status.losses, 'cut')}" if status.losses else ""
     return f"{status.state} for {ago}{cuts}"
 
 
 def format_size(size: float) -> str:
-    """Say an amount of bytes in the unit that reads best."""
+    """Write an amount of bytes in the unit that reads best: "1.2 GiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < KIB or unit == "GiB":
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

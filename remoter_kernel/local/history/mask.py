@@ -4,10 +4,10 @@ Two ways, so that what the first one does not know the second one stops:
 
 - Names that are known are replaced by stable words (`HOST1`), also within other words; so are
   addresses.
-- Of a text that others have had a part in, only words stay that this program's own source has,
+- Of a text that others have a part in, only words stay that are in this program's own source,
   short numbers that stand alone, and numbers with a unit. Each other word becomes `WORD1`, the
-  same one each time. Words with signs between them (`gpu-server.example`) must stand so in the
-  source, too.
+  same one each time. Words with signs between them (`gpu-server.example`) stay only if the source
+  has them together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 SHORT = 4  # letters; a shorter name is one only where it stands by itself
 LONGEST_NUMBER = 3  # digits; a longer one may be a code
 NOT_NAMES = {"", ".", "~", "-"}
-_BEGIN, _END = "\ue000", "\ue001"  # around what is masked already
+_BEGIN, _END = "\ue000", "\ue001"  # around what is masked already; private in Unicode
 _MASKED = re.compile(f"({_BEGIN}[^{_END}]*{_END})")
 _CLOCK = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ")  # with which a line of a log begins
 _AMOUNT = re.compile(  # "12 ms", "0.0123"
@@ -56,11 +56,11 @@ class Mask:
     """The names that are known so far, and what stands for each."""
 
     def __init__(self, vocabulary: frozenset[str]) -> None:
-        """Remember which words are nobody's."""
+        """`vocabulary`: words that name nobody."""
         self._vocabulary = vocabulary
         self._allowed: set[str] = set()
-        self._known: dict[str, str] = {}  # names that were told, and what stands for each
-        self._found: dict[str, str] = {}  # the same of what was met in a text
+        self._known: dict[str, str] = {}  # names that were added, and what stands for each
+        self._found: dict[str, str] = {}  # the same for words that were met in a text
         self._counts: dict[str, int] = {}
         self._pattern: re.Pattern[str] | None = None  # of all that are known
 
@@ -78,10 +78,10 @@ class Mask:
 
     def mask_names(self, text: str) -> str:
         """Replace known names and addresses."""
-        return _unmarked(self._mask_known(_cleaned(text)))
+        return _cleaned(self._mask_known(_cleaned(text)))
 
     def mask_foreign(self, line: str) -> str:
-        """Replace in a line of others all that is not known to be harmless, too."""
+        """Replace also all that is not known to be harmless: others have a part in this line."""
         line = _cleaned(line)
         clock = _CLOCK.match(line)
         begin = clock[0] if clock else ""
@@ -89,13 +89,11 @@ class Mask:
         masked = _outside(masked, partial(_PATH.sub, partial(self._replace, "PATH")))
         masked = _outside(masked, partial(_AMOUNT.sub, lambda found: f"{_BEGIN}{found[0]}{_END}"))
         masked = _outside(masked, partial(_GROUPS.sub, partial(self._replace, "WORD")))
-        return begin + _unmarked(_outside(masked, partial(_CHUNK.sub, self._judge)))
-
-    # ---
+        return begin + _cleaned(_outside(masked, partial(_CHUNK.sub, self._judge)))
 
     def _mask_known(self, text: str) -> str:
         if self._known and self._pattern is None:
-            names = sorted(self._known, key=len, reverse=True)
+            names = sorted(self._known, key=len, reverse=True)  # `ada.example` before `ada`
             self._pattern = re.compile("|".join(map(self._pattern_of, names)), re.IGNORECASE)
         if self._pattern:
             text = self._pattern.sub(self._mask_name, text)
@@ -109,7 +107,8 @@ class Mask:
         return rf"(?<![^\W_]){re.escape(name)}(?![^\W_])"
 
     def _mask_name(self, found: re.Match[str]) -> str:
-        word = self._known.get(found[0].lower(), "NAME")  # case has more rules than `lower` knows
+        # IGNORECASE matches more than `lower` maps: the long s is an s, too.
+        word = self._known.get(found[0].lower(), "NAME")
         return f"{_BEGIN}{word}{_END}"
 
     def _replace(self, kind: str, found: re.Match[str]) -> str:
@@ -158,14 +157,11 @@ def _is_address(text: str) -> bool:
 
 
 def _outside(text: str, change: partial[str]) -> str:
-    """Change what is not masked yet."""
+    """Change the parts of a text that are not masked yet."""
     parts = _MASKED.split(text)
     return "".join(part if part.startswith(_BEGIN) else change(part) for part in parts)
 
 
 def _cleaned(text: str) -> str:
+    """Take the signs away that are put around what is masked: a text may also bring its own."""
     return text.replace(_BEGIN, "").replace(_END, "")
-
-
-def _unmarked(text: str) -> str:
-    return _cleaned(text)

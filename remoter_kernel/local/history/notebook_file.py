@@ -1,4 +1,4 @@
-"""Notebook files: written whole, or with the outputs of some cells replaced and no byte else."""
+"""Notebook files: written whole, or with the outputs of some cells replaced and no other byte."""
 
 from __future__ import annotations
 
@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     from remoter_kernel.local.history.executions import CellExecution
 
 NBFORMAT = 4  # nbformat's major version
-NAME_SHOWN = 50  # characters of a name in that of the file beside: together 255 bytes must do
+NAME_SHOWN = 50  # characters of a name in that of the file beside: a name may have 255 bytes
 _SPACE = re.compile(r"[ \t\r\n]*")
 Span = tuple[int, int]
+
+
+@contextlib.contextmanager
+def naming_file(path: Path, verb: str, advice: str) -> Iterator[None]:
+    """Let an `OSError` of the block say which file cannot be "read" or "written"."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{path} cannot be {verb}: {error.strerror or error}."
+        raise HereLacks(what, advice) from error
 
 
 class NotebookText:
@@ -34,16 +44,15 @@ class NotebookText:
     def __init__(self, path: Path) -> None:
         """Read it; `HereLacks` if it cannot be read, `Usage` if it is no known notebook."""
         self.path = path
+        advice = "Name a notebook file (.ipynb) of this machine."
+        with naming_file(path, "read", advice), path.open("rb") as file:
+            content = file.read()
+            self.saved = os.fstat(file.fileno()).st_mtime  # seconds since 1970
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                self.text = file.read()
-                self.saved = os.fstat(file.fileno()).st_mtime
+            self.text = content.decode()  # with its line ends, which `with_outputs` keeps
             notebook = json.loads(self.text)
             is_known = int(notebook["nbformat"]) == NBFORMAT
             self.cells: list[dict[str, Any]] = list(notebook["cells"]) if is_known else []
-        except OSError as error:
-            message = f"{path} cannot be read: {error.strerror or error}."
-            raise HereLacks(message, "Name a notebook file (.ipynb) of this machine.") from error
         except (ValueError, LookupError, TypeError) as error:
             message = f"{path} cannot be read as a notebook ({error})."
             raise Usage(message, "Name a notebook file (.ipynb).") from error
@@ -84,7 +93,7 @@ def write_notebook(path: Path, notebook: dict[str, Any], *, may_replace: bool = 
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     nodes = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    with contextlib.suppress(nbformat.ValidationError):  # it is told of, and what ran is kept
+    with contextlib.suppress(nbformat.ValidationError):  # an invalid notebook is better than none
         _validate(nodes)
     text = nbformat.writes(nodes) + "\n"  # type: ignore[no-untyped-call]
     return replace_file(path, text, may_replace=may_replace)
@@ -102,7 +111,7 @@ def is_valid(text: str) -> bool:
 
 
 def _validate(notebook: Any) -> None:
-    """Raise nbformat's error if something is wrong; that ids are missing is put right by it."""
+    """Raise nbformat's error if something is wrong; nbformat itself adds ids that are missing."""
     import nbformat  # noqa: PLC0415 - slow, and most who read a notebook write none
 
     with warnings.catch_warnings():
@@ -112,21 +121,19 @@ def _validate(notebook: Any) -> None:
 
 def check_destination(path: Path, *, may_replace: bool = False) -> None:
     """Make sure, as far as that can be known before, that a file can be written there."""
-    try:
+    with naming_file(path, "written", "Name a place where you may write."):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not may_replace:
             raise Usage(f"{path} is there already.", "Name a new file, or replace it with --force.")
         check_writable(path)
+        # Whether a file can be put into a folder, only trying tells: there are ACLs, full disks.
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
-    except OSError as error:
-        message = f"{path} cannot be written: {error.strerror or error}."
-        raise HereLacks(message, "Name a place where you may write.") from error
 
 
 def check_writable(path: Path) -> None:
-    """Leave a file alone that is there to be read only: to rename another over it would work."""
+    """Raise HereLacks for a read-only file: a rename over it would succeed all the same."""
     with contextlib.suppress(FileNotFoundError):
         is_for_writing = path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
         if not (is_for_writing and os.access(path, os.W_OK)):
@@ -140,32 +147,29 @@ def replace_file(path: Path, text: str, *, may_replace: bool = True) -> Path:
 
     What may not be replaced stays: then the text goes to a name beside it. Return where it is.
     """
-    named, path = path, path.resolve()
-    beside = ""
-    try:
+    named, path = path, path.resolve()  # of a symbolic link, the target is replaced
+    with naming_file(path, "written", "Name a place where there is room and you may write."):
         if may_replace:
             check_writable(path)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if may_replace and path.exists():
-            shutil.copymode(path, beside)
-        else:
-            Path(beside).chmod(0o666 & ~_umask())
-        written = path if may_replace else _link_to_free_name(beside, path)
-        if may_replace:
-            Path(beside).replace(path)
-    except OSError as error:
-        if beside:
-            Path(beside).unlink(missing_ok=True)
-        message = f"{path} cannot be written: {error.strerror or error}."
-        raise HereLacks(message, "Name a place where there is room and you may write.") from error
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:NAME_SHOWN]}.", dir=path.parent)
+        beside = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the name without its bytes
+            if may_replace and path.exists():
+                shutil.copymode(path, beside)
+            else:
+                beside.chmod(0o666 & ~_umask())  # mkstemp makes 0600, whatever the umask
+            written = beside.replace(path) if may_replace else _link_to_free_name(beside, path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
     return named if written == path else written
 
 
-def _link_to_free_name(beside: str, path: Path) -> Path:
+def _link_to_free_name(beside: Path, path: Path) -> Path:
     """Give a file this name, or the first one after it (OUT-1.ipynb) that is free."""
     for number in itertools.count():
         name = path.with_stem(f"{path.stem}-{number}") if number else path
@@ -175,21 +179,21 @@ def _link_to_free_name(beside: str, path: Path) -> Path:
     raise AssertionError  # numbers do not end
 
 
-def _link_to(beside: str, name: Path) -> None:
-    """Give a file a name that is free; FileExistsError if it is not."""
+def _link_to(beside: Path, name: Path) -> None:
+    """Give a file a name that is free; FileExistsError if it is not: `rename` would replace."""
     try:
-        os.link(beside, name)
+        name.hardlink_to(beside)
     except FileExistsError:
         raise
-    except OSError:  # this file system has no links: an empty file takes the name
+    except OSError:  # this file system (FAT) has no links: an empty file takes the name
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         try:
-            Path(beside).replace(name)
+            beside.replace(name)
         except OSError:
             name.unlink(missing_ok=True)
             raise
     else:
-        Path(beside).unlink()
+        beside.unlink()
 
 
 def _umask() -> int:

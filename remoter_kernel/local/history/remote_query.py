@@ -1,13 +1,20 @@
-"""Asks remotes about their sessions: one command over SSH each time, no wire, no evaluator."""
+"""Asks remotes about their sessions: one command over SSH each time, without any evaluator."""
 
 from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from remoter_kernel.errors import NoSuchSession, ProtocolError, RemoterError, Unreachable, Usage
+from remoter_kernel.errors import (
+    NoSuchSession,
+    ProtocolError,
+    RemoterError,
+    Unreachable,
+    Usage,
+    naming_remote,
+)
 from remoter_kernel.local.config.remotes import Remote, find_remote, read_remotes
 from remoter_kernel.local.launch.launcher import (
     StrangeAnswer,
@@ -18,7 +25,7 @@ from remoter_kernel.local.launch.launcher import (
     query_remote,
 )
 from remoter_kernel.local.login.keeper.keeper_login import log_in_by_keeper
-from remoter_kernel.local.session.dialer import THIS_MACHINE
+from remoter_kernel.local.session.dialer import THIS_MACHINE, LocalHost
 from remoter_kernel.local.session.session_cache import store_sessions
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import MOST_ITEM
@@ -27,26 +34,24 @@ from remoter_kernel.protocol.journal_entries import JournalEntry, split_entries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from remoter_kernel.local.login.embedded_host import EmbeddedHost
     from remoter_kernel.local.login.login import Login
     from remoter_kernel.local.login.prompts import Prompter
 
-FOLLOW_WAIT = 20.0  # seconds that the far side waits for something new to tell
-LARGEST_ANSWER = 32 * 1024 * 1024  # bytes of one answer: our own program gives no more
-MOST_IN_MEMORY = 2 * 1024**3  # bytes, of what is kept in memory until all of it is read
+FOLLOW_WAIT = 20.0  # seconds that the remote waits for a new record before it answers
+LARGEST_ANSWER = 32 * 1024 * 1024  # bytes of one answer: `evaluator.query` sends no more
+MOST_IN_MEMORY = 2 * 1024**3  # bytes of a journal that is kept in memory until all is read
 
 
 class RemoteQuery:
-    """A login on one remote, in order to ask."""
+    """A login to one remote, for queries about its sessions."""
 
     def __init__(self, remote: Remote, prompter: Prompter | None = None) -> None:
-        """Remember; `open` logs in."""
         self.remote = remote
-        self.skipped = 0  # what was told as a session, and is none
+        self.skipped = 0  # entries of the last answer that are no sessions
         self._prompter = prompter
         self._login: Login | None = None
-        self._embedded_host: EmbeddedHost | None = None
-        self._is_cancelled = False  # does nobody wait for an answer any more?
+        self._local_host = LocalHost()
+        self._is_cancelled = False  # by `cancel`
 
     def __enter__(self) -> Self:
         self.open()
@@ -58,27 +63,21 @@ class RemoteQuery:
     def open(self) -> None:
         """Log in; a `RemoterError` names the remote."""
         self._check_cancelled()
+        on_try = self._on_login_started
         try:
-            if self.remote is THIS_MACHINE:
-                # Rarely needed, and slow: with a remote it is the keeper that knows SSH.
-                from remoter_kernel.local.login.embedded_host import EmbeddedHost  # noqa: PLC0415
-                from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko  # noqa: PLC0415
-
-                self._embedded_host = EmbeddedHost()
-                self._embedded_host.start()
-                self._login = log_in_by_paramiko(self._embedded_host.destination())
-            else:
-                self._login = log_in_by_keeper(
-                    self.remote, self._prompter, on_try=self._on_login_started
-                )
-        except RemoterError as error:
+            with naming_remote(self.remote.name):
+                if self.remote is THIS_MACHINE:
+                    self._login = self._local_host.log_in()
+                else:
+                    self._login = log_in_by_keeper(self.remote, self._prompter, on_try=on_try)
+        except RemoterError:
             self.close()
-            raise error.at(self.remote.name) from error.__cause__
+            raise
 
     def _on_login_started(self, login: Login) -> None:
-        """Know a login that has only begun: it may have to be called off."""
+        """Keep a login that has only begun: `cancel` may have to close it."""
         self._login = login
-        if self._is_cancelled:  # since it was looked at
+        if self._is_cancelled:  # by another thread, since `open` checked
             login.close()
 
     def _check_cancelled(self) -> None:
@@ -86,7 +85,7 @@ class RemoteQuery:
             raise Unreachable("What was asked was called off.", remote=self.remote.name)
 
     def cancel(self) -> None:
-        """End what is asked just now, and ask nothing any more; from another thread."""
+        """End the query that is under way, and ask nothing any more; from another thread."""
         self._is_cancelled = True
         self.close()
 
@@ -94,8 +93,7 @@ class RemoteQuery:
         """Give the login back."""
         if self._login:
             self._login.close()
-        if self._embedded_host:
-            self._embedded_host.close()
+        self._local_host.close()
 
     @property
     def login(self) -> Login | None:
@@ -106,16 +104,14 @@ class RemoteQuery:
         """Ask one thing; return the answer, and the bytes that follow it."""
         self._check_cancelled()
         assert self._login is not None  # noqa: S101 - between open and close there is one
-        try:
+        with naming_remote(self.remote.name):
             try:
                 return query_remote(self._login, self.remote, words)
-            except Unreachable:  # to ask does no harm: a network may be back by now
+            except Unreachable:  # a query changes nothing, and the network may be back by now
                 self._check_cancelled()
                 self.close()
                 self.open()
                 return query_remote(self._login, self.remote, words)
-        except RemoterError as error:
-            raise error.at(self.remote.name) from error.__cause__
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return what is known of each session there; `skipped` counts what has no id of one."""
@@ -134,7 +130,7 @@ class RemoteQuery:
 
 
 class SessionList(NamedTuple):
-    """What one remote told of its sessions, or why it could not."""
+    """The sessions of one remote, or why it could not be asked."""
 
     query: RemoteQuery
     sessions: list[dict[str, Any]]
@@ -150,10 +146,10 @@ def query_remotes(
     with contextlib.ExitStack() as stack:
         for visit in visits:
             stack.callback(visit.close)
-        with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:
+        with ThreadPoolExecutor(max_workers=max(1, len(visits))) as pool:  # 0 workers are an error
             try:
                 listings = list(pool.map(_list_sessions, visits))
-            except BaseException:  # Ctrl-C: nobody waits for those that still ask somebody
+            except BaseException:  # Ctrl-C: else leaving the pool would wait for open questions
                 for visit in visits:
                     visit.cancel()
                 raise
@@ -177,11 +173,11 @@ def _list_sessions(visit: RemoteQuery) -> SessionList:
 
 
 def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
-    """Name a session once where two remotes are one host: by the remote that started it."""
+    """List a session once where two remotes are one host: for the remote that started it."""
     owners: dict[tuple[str, float], str] = {}
     for listing in listings:
         for session in listing.sessions:
-            key = (session["id"], session["created"])
+            key = (session["id"], session["created"])  # ids are short: two hosts may share one
             if key not in owners or session["remote"] == listing.query.remote.name:
                 owners[key] = listing.query.remote.name
     return [
@@ -201,7 +197,7 @@ def _deduplicate(listings: list[SessionList]) -> list[SessionList]:
 
 @dataclass
 class SessionRef:
-    """A session, and the visit to the remote where it is."""
+    """A session, and the login to the remote where it is."""
 
     query: RemoteQuery
     about: dict[str, Any]
@@ -236,6 +232,7 @@ def resolve_session(word: str, listings: list[SessionList]) -> SessionRef:
         for session in listing.sessions
         if session["id"].startswith(prefix) and name in {"", listing.query.remote.name}
     ]
+    # A whole id means its session, though it may be the beginning of another.
     exact = [each for each in found if each.id == prefix]
     if len(exact or found) == 1:
         return (exact or found)[0]
@@ -267,34 +264,23 @@ def locate_session(word: str, prompter: Prompter | None) -> Iterator[SessionRef]
         yield resolve_session(word, listings)
 
 
+@dataclass
 class JournalReader:
-    """Goes through a journal of the far side, in pieces; `follow`: until the session ends."""
+    """Reads a remote journal in pieces; iterate over its records, in order."""
 
-    def __init__(
-        self,
-        ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]],
-        session: str,
-        only: str = "",
-        *,
-        follow: bool = False,
-        cells: Sequence[str] = (),
-        most: int = 0,
-    ) -> None:
-        """Remember; `only`: "events", "missed" (and all of `cells`: requests), or everything.
-
-        `most`: how many bytes are taken in all; 0: as many as there are.
-        """
-        self._ask = ask
-        self._query = {"verb": "outputs", "session": session, "only": only, "cells": list(cells)}
-        self._follow = follow
-        self.answer: dict[str, Any] = {}  # the last one
-        self._most = most
-        self._journal_size = self._received = (
-            0  # bytes: of the journal, as it is told; of all answers
-        )
+    ask: Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]
+    session: str
+    only: str = ""  # "events", "missed" (and all of the requests `cells`); "": everything
+    _: KW_ONLY
+    follow: bool = False  # until the session ends?
+    cells: Sequence[str] = ()
+    most: int = 0  # bytes that are read in all; 0: as many as there are
+    answer: dict[str, Any] = field(init=False, default_factory=dict)  # the last one
+    _journal_size: int = field(init=False, default=0)  # bytes, the largest that was answered
+    _received: int = field(init=False, default=0)  # bytes of all answers
 
     def _on_answer_size(self, size: int) -> int:
-        """Take an answer of so many bytes; return how large a record of that journal can be."""
+        """Count an answer of so many bytes; return how large a record of that journal can be."""
         told = self.answer["session"].get("journal")
         self._journal_size = max(self._journal_size, told if isinstance(told, int) else 0)
         self._received += size
@@ -302,34 +288,37 @@ class JournalReader:
             raise ProtocolError(
                 f"An answer of {size:,} bytes came, and {LARGEST_ANSWER:,} are the most."
             )
-        if self._most and self._received > self._most:
-            session, most = self._query["session"], f"{self._most / 2**30:.0f} GiB"
+        if self.most and self._received > self.most:
+            most = f"{self.most / 2**30:.0f} GiB"
             raise ProtocolError(
-                f"Session {session} has said more than the {most} that are kept in memory here.",
-                f"`remoter outputs {session}` shows all of it, as it comes.",
+                f"Session {self.session} has said more than the {most} that are kept in memory "
+                "here.",
+                f"`remoter outputs {self.session}` shows all of it, as it comes.",
             )
+        # A record that claims to be larger than its journal is refused before it is collected.
         return min(self._journal_size, MOST_ITEM)
 
     def __iter__(self) -> Iterator[JournalEntry]:
-        """Yield what was said, in order."""
+        query = {"verb": "outputs", "session": self.session, "only": self.only}
         after, rest, wait, place = 0, b"", 0.0, None
         while True:
-            begin = {"after": after, "skip": len(rest), "place": place}
-            answer, data = self._ask({**self._query, **begin, "wait": wait})
+            begin = {"after": after, "skip": len(rest), "place": place, "cells": list(self.cells)}
+            answer, data = self.ask({**query, **begin, "wait": wait})
             self.answer = _validated(answer)
-            if len(data) == self.answer["bytes"]:  # else something was lost on the way
+            if len(data) == self.answer["bytes"]:  # else the host has cut it: `skip` must count
                 place = self.answer["place"]
             found, rest = split_entries(rest + data, self._on_answer_size(len(data)))
             for said in found:
                 after = said.number
                 yield said
-            if not data and (self.answer["is_over"] or not self._follow):
+            if not data and (self.answer["is_over"] or not self.follow):
                 return
-            wait = FOLLOW_WAIT if self._follow and not rest else 0.0
+            # With half a record in hand, the rest of it is there already.
+            wait = FOLLOW_WAIT if self.follow and not rest else 0.0
 
 
 def _validated(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer about a journal with each word of the kind that it must be."""
+    """Return an answer about a journal with each value of the kind that it must be."""
     about = answer.get("session")
     if not describes_session(about):
         raise StrangeAnswer("it answered something that tells of no session.")
@@ -337,7 +326,7 @@ def _validated(answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "session": parse_session(about),
         "is_over": bool(answer.get("is_over")),
-        "place": answer.get("place"),  # means something there alone
+        "place": answer.get("place"),  # opaque: it is only sent back
         "bytes": as_count(answer.get("bytes")),
         "tails": {
             name: [plain_text(line) for line in lines]

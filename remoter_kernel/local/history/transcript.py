@@ -6,7 +6,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
-from remoter_kernel.local.launch.launcher import as_timestamp
+from remoter_kernel.local.launch.launcher import as_timestamp, is_over
 from remoter_kernel.plain_text import plain_text
 from remoter_kernel.protocol.frames import Channel, from_json, unpack_parts
 from remoter_kernel.protocol.messages import HEADER, ODD, PARENT, content_of, header_of, is_silent
@@ -34,10 +34,9 @@ class Transcript:
     """Writes what a console would have shown."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        """Remember where to."""
         self._write = write
         self._is_at_start = True  # of a line
-        self._is_first = True
+        self._is_first = True  # is no cell written yet?
 
     def add_record(self, said: JournalEntry) -> None:
         """Write one record; one that shows nothing is left out."""
@@ -82,9 +81,9 @@ class Transcript:
 
 
 def iopub_output(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
-    """Return kind and content of what was published; None where a record is nothing of the kind.
+    """Return type and content of an iopub message; None where a record is none.
 
-    What cannot be read comes as a text which says so.
+    For a message that cannot be read, return a stream that says so.
     """
     if said.is_marker or said.channel is not Channel.IOPUB:
         return None
@@ -96,7 +95,7 @@ def iopub_output(said: JournalEntry) -> tuple[str, dict[str, Any]] | None:
 
 
 def display_text(data: object) -> str:
-    """Return what of a display can be read; of the rest, what it is."""
+    """Return a display as text: its text/plain, else the MIME types that it has."""
     if not isinstance(data, dict):
         return "<nothing>"
     text = data.get("text/plain")
@@ -104,7 +103,7 @@ def display_text(data: object) -> str:
 
 
 def traceback_text(content: dict[str, Any]) -> str:
-    """Return what an error shows: its traceback, else what it is called."""
+    """Return an error as text: its traceback, else its name and value."""
     lines = content.get("traceback")
     if isinstance(lines, list) and lines:
         return "\n".join(map(str, lines))
@@ -112,13 +111,13 @@ def traceback_text(content: dict[str, Any]) -> str:
 
 
 def prompt_number(content: dict[str, Any]) -> str:
-    """Return the number of a cell, as a prompt shows it."""
+    """Return the number of a cell, as it stands in a prompt."""
     count = content.get("execution_count")
     return str(count) if isinstance(count, int) else " "
 
 
 def describe_gap(words: dict[str, Any]) -> str:
-    """Say in a line what a mark means: something that was said is not kept any more."""
+    """Return a line for a marker of the journal: compaction has dropped something there."""
     size = words.get("bytes")
     if not isinstance(size, int) or not size:
         return ""
@@ -129,9 +128,8 @@ class SessionLogFormatter:
     """Turns records into lines."""
 
     def __init__(self) -> None:
-        """Begin with no request."""
         self.has_failure = False  # is the kernel's own log worth a look?
-        self._sent_at: dict[str, float] = {}  # when, by message id
+        self._sent_at: dict[str, float] = {}  # of open requests, by message id
 
     def first_line(self, about: dict[str, Any]) -> str:
         """Return the first line."""
@@ -143,7 +141,7 @@ class SessionLogFormatter:
     def last_line(self, about: dict[str, Any]) -> str | None:
         """Return the last line, if the session is over."""
         self.has_failure |= about["state"] == "dead"
-        if about["state"] not in {"ended", "dead"}:
+        if not is_over(about):
             return None
         return log_line(about["since"], f"The session is over. {about['why']}".rstrip())
 
@@ -220,7 +218,7 @@ def log_line(when: float, what: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Say how long something took, in the unit that reads best."""
+    """Write a duration in the one or two units that read best: "2.1 s", "3 min 20 s"."""
     seconds = as_timestamp(seconds)
     if seconds < 60:  # noqa: PLR2004 - seconds in a minute
         return f"{seconds:.1f} s"

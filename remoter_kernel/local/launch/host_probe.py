@@ -1,8 +1,7 @@
-"""Looks around on a remote: which Pythons are there, and what each of them can run.
+"""Probes a host: which Pythons are there, and what each of them can run.
 
-One command of the login does it all: `sh -s` (any login shell can start that), with a script on
-its stdin. Only lines that begin with our mark are read, so that banners and mottos
-around them do no harm.
+One command does it all: `sh -s` (any login shell can start that), with a script on its stdin. Only
+lines that begin with our mark are read, so that banners around them do no harm.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 PROBE_MARK = "@remoter-survey@"
 OLDEST_PYTHON = (3, 9)  # the evaluator's floor: that of ipykernel 6
 MOST_READ = 64 * 1024  # bytes of an answer that is none of ours
-PROBE_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments takes its time
+PROBE_WITHIN = 90.0  # seconds; a cold home on NFS with a dozen environments may take a minute
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class RemoteKernelspec:
 
 @dataclass(frozen=True)
 class FoundPython:
-    """A Python there, and what imports in it."""
+    """A Python there, and which modules it has."""
 
     path: str
     version: str  # "3.11.2"
@@ -56,14 +55,14 @@ class FoundPython:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What stands between this Python and an evaluator; empty when nothing does."""
+        """What this Python lacks to run an evaluator; empty if nothing."""
         wanted = {"pyzmq": self.has_zmq, "jupyter_client": self.has_jupyter_client}
         missing = tuple(name for name, is_there in wanted.items() if not is_there)
         floor = ".".join(map(str, OLDEST_PYTHON))
         return missing if self.is_new_enough else (f"Python {floor} or newer", *missing)
 
     def other_interpreter(self, name: str) -> str:
-        """Say which other program a Python kernel starts than this Python; mostly none."""
+        """Return the program of a Python kernel that is another Python than this one; mostly ""."""
         kernel = self.kernel(name)
         if kernel is None:
             return ""
@@ -78,12 +77,12 @@ class FoundPython:
 
 @dataclass(frozen=True)
 class HostProbeResult:
-    """What one look around a remote has shown."""
+    """What the script has found on a host."""
 
     pythons: tuple[FoundPython, ...]  # the likeliest first, as the shell there would find them
     home: str
     system: str  # "Linux x86_64"
-    ends_with_login: bool = False  # does the system end what a login leaves running?
+    ends_with_login: bool = False  # systemd's KillUserProcesses, without linger
 
     def best(self, kernel: str = "python3") -> FoundPython | None:
         """Choose the Python that can run an evaluator, if possible with this kernel."""
@@ -91,7 +90,7 @@ class HostProbeResult:
         return next((python for python in able if python.kernel(kernel)), able[0] if able else None)
 
     def choose(self, named: str, kernel: str) -> tuple[FoundPython, RemoteKernelspec]:
-        """Choose Python and kernel, or say what is in the way; `named` was looked for alone."""
+        """Choose Python and kernel, or raise what is missing; `named`: the Python looked for."""
         python = self.best(kernel)
         if python is None:
             raise self._no_python(named)
@@ -109,7 +108,7 @@ class HostProbeResult:
         if not self.pythons:
             what = f"there is no Python {named} that runs." if named else "no Python was found."
             return RemoteLacks(what, "Name one with --python, as in --python ~/venv/bin/python.")
-        # The one that lacks least is the one to mend.
+        # Advice is for one Python: the one that lacks least.
         python = min(self.pythons, key=lambda each: (not each.is_new_enough, len(each.missing)))
         what = f"{python.path} is Python {python.version} and lacks {', '.join(python.missing)}."
         if len(self.pythons) > 1:
@@ -125,7 +124,7 @@ class HostProbeResult:
 
 
 def probe_host(login: Login, python: str = "", *, is_own: bool = True) -> HostProbeResult:
-    """Look for Pythons there; for `python` alone where one is named.
+    """Look for Pythons there; where `python` names one, for that one alone.
 
     `is_own`: the Python that is chosen stands in the configuration, so that the default kernel
     is its own; else what Jupyter there finds first.
@@ -135,21 +134,21 @@ def probe_host(login: Login, python: str = "", *, is_own: bool = True) -> HostPr
 
 
 def probe_script(python: str = "", *, is_own: bool = True) -> str:
-    """Give the shell script that looks around, for one named Python or for any."""
+    """Return the shell script of the probe, for one named Python or for any."""
     text = Path(__file__).with_name("survey.sh").read_text("utf-8")
     own = "yes" if is_own else ""
     return f"named={_quote_path_for_shell(python)}\nown={own}\nmark={PROBE_MARK}\n{text}"
 
 
 def _quote_path_for_shell(path: str) -> str:
-    """Quote a path for the shell, but leave `~/` to it."""
+    """Quote a path for the shell, but let it expand `~/`."""
     if path.startswith("~/"):
         return '"$HOME"/' + shlex.quote(path[2:])
     return shlex.quote(path)
 
 
 def parse_probe(stdout: bytes, stderr: bytes = b"") -> HostProbeResult:
-    """Read what the script said, whatever else was printed around it."""
+    """Read the lines of the script, whatever else was printed around them."""
     facts: dict[str, str] = {}
     pythons: dict[str, FoundPython] = {}
     for line in stdout.decode("utf-8", "replace").splitlines():
@@ -203,12 +202,12 @@ def _parse_python(value: str) -> tuple[str, FoundPython]:
 
 
 def _excerpt(stdout: bytes, stderr: bytes) -> str:
-    """Show the beginning of what was said, without signs that act on a terminal."""
+    """Return the beginning of an output, without characters that act on a terminal."""
     said = (stdout[:MOST_READ] + b" " + stderr[:MOST_READ]).decode("utf-8", "replace")
     text = " ".join(plain_text(said).split())
     return f"“{text[:120]}”" if text else "nothing."
 
 
 def _printable_text(text: object) -> str:
-    """Drop what could act on a terminal: names from there are only names."""
+    """Return a name from there without characters that act on a terminal."""
     return plain_text(text).strip()

@@ -1,6 +1,6 @@
-"""Gives a remote a Python environment of its own there, in the tool's folder, and takes it back.
+"""Makes a Python environment on a remote, in remoter's folder there, and removes it.
 
-Its script, `remote_venv_script.py`, comes to a Python there on stdin: nothing of it stays.
+A Python there reads the script, `remote_venv_script.py`, from stdin: no file of it stays.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from remoter_kernel.local.launch import wheelhouse
 from remoter_kernel.local.launch.host_probe import OLDEST_PYTHON, probe_host
 from remoter_kernel.local.launch.launcher import (
     format_version,
+    is_over,
     parse_sessions,
     query_remote,
     shell_path,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 DESCRIBE_WITHIN = 180.0  # seconds: what is there is tried, and a cold disk takes its time
 MAKE_WITHIN = 1800.0  # seconds
 PYTHON_KERNEL = "python3"
-ENDED_STATES = {"ended", "dead"}
 NO_ROOM = re.compile(r"No space left|quota exceeded|Read-only file system", re.IGNORECASE)
 NO_INDEX = re.compile(
     r"NewConnectionError|Failed to establish|name resolution|ProxyError|Cannot connect to proxy|"
@@ -47,16 +47,16 @@ NOT_EXECUTABLE = re.compile(r"failed to map segment|Permission denied|noexec")
 
 
 class InstallProgress(Protocol):
-    """Somebody who likes to hear how far it is."""
+    """Whoever shows how far it is."""
 
     def step(self, text: str) -> None:
-        """Hear that something begins which may take a while."""
+        """Show that something begins which may take a while."""
 
     def sending(self, files: int, size: int) -> None:
-        """Hear that files of so many bytes in all are about to be sent."""
+        """Show that files of so many bytes in all are about to be sent."""
 
     def sent(self, size: int) -> None:
-        """Hear that so many more bytes have been sent."""
+        """Show that so many more bytes have been sent."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class VenvContents:
 
 
 def venv_contents(kernel: str) -> VenvContents:
-    """Say what an environment needs: a kernel of another kind is there already, or is not ours."""
+    """Return what an environment needs: it runs the evaluator, and of kernels only Python's."""
     if kernel == PYTHON_KERNEL:
         # With pip, so that a cell can install more (`%pip install`).
         return VenvContents(("pip", "ipykernel"), ("zmq", "jupyter_client", "ipykernel"))
@@ -87,16 +87,12 @@ def choose_base_python(probe: HostProbeResult, named: str) -> FoundPython:
             f"{what}, and an environment needs one ({floor} or newer).",
             "Install one there, which needs no root with uv or Miniforge, or name it (--python).",
         )
-    newest = max(probe.pythons, key=lambda python: _version_tuple(python.version))
+    newest = max(probe.pythons, key=lambda python: [int(n) for n in python.version.split(".")])
     raise RemoteLacks(
         f"{newest.path} is Python {newest.version}, and an environment needs {floor} or newer.",
         "Install a newer one there, which needs no root with uv or Miniforge, and name it "
         "(--python).",
     )
-
-
-def _version_tuple(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 # Install ---------------------------------------------------------------------------------
@@ -141,7 +137,7 @@ def _upload_packages(
     is_offline: bool,
 ) -> str:
     """Send what the host cannot fetch; return where a wheel of pip is there."""
-    shell_path(facts["python"])  # or it could not be started later
+    shell_path(facts["python"])  # raises now, not after minutes, if no shell could start it later
     if is_offline:
         target = wheelhouse.parse_target(facts["platform"])
         progress.step(f"Collecting packages for {target.label}")
@@ -169,7 +165,7 @@ class _RemoteInstaller:
         self.contents = venv_contents(remote.kernel)
 
     def ask(self, verb: str, seconds: float, **words: Any) -> dict[str, Any]:
-        """Ask one thing of it; trouble becomes a sentence."""
+        """Run one verb of the script; what it reports as trouble becomes an error."""
         request = {
             "verb": verb,
             "name": self._remote.name,
@@ -177,7 +173,7 @@ class _RemoteInstaller:
             **dataclasses.asdict(self.contents),
             **words,
         }
-        # Not `exec`: of a process that dies of a signal the shell says so in its status.
+        # Not `exec`: sshd reports no signal as a status, and the shell does (128 + its number).
         command = f"sh -c '\"{self._python}\" -I -B -; exit $?'"
         try:
             ran = self._login.run(command, installer_script(request).encode(), seconds=seconds)
@@ -212,13 +208,13 @@ class _RemoteInstaller:
 
 
 def installer_script(request: dict[str, Any]) -> str:
-    """Give the program that fulfils one wish."""
+    """Return the script with one request at its end."""
     text = Path(__file__).with_name("remote_venv_script.py").read_text("utf-8")
     return f"{text}\n\nanswer_request(json.loads({json.dumps(request)!a}))\n"
 
 
 def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
-    """Read the line that is for us, whatever else was printed around it."""
+    """Read the line that begins with our mark, whatever else was printed around it."""
     for line in ran.stdout.decode("utf-8", "replace").splitlines():
         if line.startswith(ANSWER_MARK):
             try:
@@ -230,7 +226,7 @@ def parse_installer_answer(ran: CompletedCommand) -> dict[str, Any] | None:
 
 
 def parse_venv_facts(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return what the installer tells of the environment, each word of the kind that it must be."""
+    """Return what the script says of the environment, each value of the kind that it must be."""
     try:
         return {
             **{name: plain_text(answer[name]) for name in ("environment", "python", "wheels")},
@@ -263,7 +259,7 @@ def _exit_text(ran: CompletedCommand) -> str:
 
 
 def _raise_install_error(trouble: str, what: str) -> NoReturn:
-    """Say what stood in the way of the installer."""
+    """Raise what the script has reported, with advice."""
     if NO_ROOM.search(what):
         raise RemoteLacks(
             f"there is no room in the home there, or it cannot be written: {_last_line(what)}.",
@@ -316,7 +312,7 @@ def _last_line(text: str) -> str:
 
 
 def remove_venv(login: Login, remote: Remote) -> bool:
-    """Remove the remote's environment there, unless something runs in it; say if there was one."""
+    """Remove the remote's environment, unless something runs in it; return if there was one."""
     base = _any_usable_python(login, remote)
     installer = _RemoteInstaller(login, remote, base)
     facts = installer.describe()
@@ -354,11 +350,10 @@ def sessions_using(
     for session in sessions:
         is_ours = session["remote"] == remote_name
         is_elsewhere = session["host"] != facts["host"]  # one home on several machines
-        is_over = session["state"] in ENDED_STATES
         # Where an evaluator was killed, its kernel may be what runs.
         is_orphan = session["state"] == "dead" and bool(facts["running"]) and is_ours
         is_known = session["pid"] in facts["running"] or (is_ours and is_elsewhere)
-        if (is_known and not is_over) or is_orphan:
+        if (is_known and not is_over(session)) or is_orphan:
             named.append(str(session["id"]))
     return named
 

@@ -1,7 +1,7 @@
-"""Runs THERE, read from stdin: finds, makes and removes the private environment of a remote.
+"""Runs on the REMOTE, read from stdin: finds, makes and removes its private environment.
 
-Must be readable by any Python since 3.9, and needs nothing but what Python brings. Everything
-that it writes lies in the tool's own folder. It answers in one line that begins with `ANSWER_MARK`.
+Must be readable by any Python since 3.9, and needs nothing but the standard library. Everything
+that it writes is in remoter's own folder. It answers in one line that begins with `ANSWER_MARK`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANSWER_MARK = "@remoter-install@"
-STAMP = "remoter-kernel.json"  # the last thing to be written: without it the rest is half-made
+STAMP = "remoter-kernel.json"  # written last: an environment without it is not complete
 LOCK_WITHIN = 300  # seconds that an earlier installation may need to end
 ENDS_WITHIN = 4.0  # seconds that a session which was stopped may need to be gone
 IMPORT_WITHIN = 120.0  # seconds for the first imports, on a slow disk
-MOST_PIP_OUTPUT = 4000  # bytes of what pip said
+MOST_PIP_OUTPUT = 4000  # bytes of pip's output
 # What would send pip elsewhere than into the environment, or make it write in the home.
 MISLEADING = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_LOG", "PIP_REPORT", "PIP_PYTHON")
 
 
 class InstallError(Exception):
-    """Why it cannot be, in words that the other side makes a sentence of."""
+    """Why it cannot be done, in words of which `remote_venv` makes a sentence."""
 
     def __init__(self, trouble: str, what: str) -> None:
         super().__init__(trouble, what)
@@ -58,14 +58,14 @@ class EnvPaths:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait until no other installation is at it: a cut login leaves one running."""
+        """Wait until no other installation is at work here: a cut login leaves one running."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        signal.signal(signal.SIGALRM, self._on_lock_timeout)
+        signal.signal(signal.SIGALRM, self._on_lock_timeout)  # flock itself has no timeout
         signal.alarm(LOCK_WITHIN)
         while True:
             with self.lock.open("a") as file:
                 wait_for_lock(file.fileno())
-                # Whoever had it before may have taken the file away.
+                # Whoever had the lock before may have removed the file: then this lock is of none.
                 if not is_same_file(self.lock, file.fileno()):
                     continue
                 signal.alarm(0)
@@ -82,7 +82,7 @@ class EnvPaths:
 
 def wait_for_lock(file: int) -> None:
     """Wait for the lock of an open file; it ends with the process."""
-    import fcntl  # noqa: PLC0415 - the other side reads this file, too, and may be Windows
+    import fcntl  # noqa: PLC0415 - the local end imports this module, too, perhaps on Windows
 
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -100,7 +100,7 @@ def is_same_file(path: Path, file: int) -> bool:
 
 
 def describe_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
-    """Say how the environment is, what runs in it, and what this Python and host are."""
+    """Describe the environment, what runs in it, this Python and this host."""
     exists = os.path.lexists(str(paths.environment))
     return {
         "environment": str(paths.environment),
@@ -117,7 +117,7 @@ def describe_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_stamp(paths: EnvPaths) -> dict[str, Any]:
-    """Return what was noted when the environment was complete."""
+    """Return what was written when the environment was complete."""
     try:
         words = json.loads(paths.stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -126,7 +126,7 @@ def read_stamp(paths: EnvPaths) -> dict[str, Any]:
 
 
 def is_complete(paths: EnvPaths, request: dict[str, Any]) -> bool:
-    """Was it made to its end, and does what is wanted import in it today?"""
+    """Was it made to its end, and can the modules still be imported (after an upgrade, say)?"""
     stamp = read_stamp(paths)
     is_other = request.get("is_named") and stamp.get("base") != own_base()
     return bool(stamp) and not is_other and not import_error(paths, request["modules"])
@@ -139,7 +139,7 @@ def own_base() -> str:
 
 def import_error(paths: EnvPaths, modules: list[str]) -> str:
     """Import what is wanted; return why that fails, "" if it does not."""
-    # ipykernel itself takes a second to import: that it can be found must do.
+    # ipykernel takes a second to import: it is only looked for.
     lines = [
         "import importlib.util as u",
         f"[__import__(m) for m in {modules!r} if m != 'ipykernel']",
@@ -162,7 +162,7 @@ def running_in(environment: Path) -> list[int]:
 
 
 def still_running_in(environment: Path) -> list[int]:
-    """Return what runs in it; what has been told to end is given the time for that."""
+    """Return what runs in it; wait a little for a session that was just stopped."""
     limit = time.monotonic() + ENDS_WITHIN
     while running_in(environment) and time.monotonic() < limit:
         time.sleep(0.1)
@@ -229,7 +229,7 @@ def libc() -> list[str]:
 
 
 def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
-    """Make room for files (`files`: names and SHA256); say which are missing.
+    """Make the folder for wheels (`files`: names and SHA256); return which are missing.
 
     None is, where an installation that a cut login has left running comes to its end.
     """
@@ -251,7 +251,7 @@ def missing_wheels(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the environment, unless it is complete; a half-made one is made anew."""
+    """Make the environment, unless it is complete; one that is not is made anew."""
     with paths.exclusive():
         if is_complete(paths, request):
             remove_path(paths.wheels)
@@ -262,20 +262,20 @@ def create_env(paths: EnvPaths, request: dict[str, Any]) -> dict[str, Any]:
         try:
             build_env(paths, request)
         except BaseException:
-            remove_path(paths.environment)  # it would take the room that may be missing
+            remove_path(paths.environment)  # on a full disk, what is half-made fills it
             raise
         remove_path(paths.wheels)
         return {"python": str(paths.python), "is_new": True}
 
 
 def build_env(paths: EnvPaths, request: dict[str, Any]) -> None:
-    """Make it, install into it, try it, and note at last that it is complete."""
-    import venv  # noqa: PLC0415 - some systems leave it out: `describe_env` has told so
+    """Make it, install into it, try it, and write at last the stamp that it is complete."""
+    import venv  # noqa: PLC0415 - some systems leave it out: `describe_env` has reported that
 
     remove_path(paths.environment)
     venv.EnvBuilder(symlinks=True, with_pip=False).create(str(paths.environment))
     is_offline = bool(request["is_offline"])
-    # A wheel of pip runs as it lies: Debian's Python cannot put pip into an environment itself.
+    # Python runs pip from within its wheel: Debian's Python has no ensurepip to install it.
     command = [str(paths.python), "-I", "-B", f"{request['pip']}/pip", "install"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-user"]
     command += ["--no-compile"]  # more than half of the time, and most of it is never imported
@@ -309,14 +309,14 @@ def clean_environment(*, is_offline: bool) -> dict[str, str]:
         if not name.startswith(left_out) and name not in MISLEADING
     }
     if is_offline:
-        kept["PIP_CONFIG_FILE"] = os.devnull  # the system's settings count even with --isolated
+        kept["PIP_CONFIG_FILE"] = os.devnull  # pip reads /etc/pip.conf even with --isolated
     return kept
 
 
 def run_command(
     command: list[str], env: dict[str, str], seconds: float = 3600.0
 ) -> tuple[int, str]:
-    """Run a command to its end; return its status and what it said."""
+    """Run a command to its end; return its status and its output."""
     try:
         ran = subprocess.run(
             command,
@@ -375,8 +375,8 @@ VERBS = {"look": describe_env, "receive": missing_wheels, "make": create_env, "p
 
 
 def answer_request(request: dict[str, Any]) -> None:
-    """Do what is wished for, and say in one line what came of it."""
-    os.umask(0o077)
+    """Run one verb, and print its answer as one line."""
+    os.umask(0o077)  # what is installed is this user's alone, whatever its start-up files set
     try:
         words = VERBS[request["verb"]](EnvPaths(request["name"]), request)
     except InstallError as error:
@@ -385,5 +385,6 @@ def answer_request(request: dict[str, Any]) -> None:
         words = {"trouble": "file", "what": f"{error.strerror or error}: {error.filename}"}
     except subprocess.SubprocessError as error:
         words = {"trouble": "file", "what": str(error)}
+    # On a line of its own, though something before it may have ended without a newline.
     sys.stdout.write(f"\n{ANSWER_MARK} {json.dumps(words)}\n")
     sys.stdout.flush()

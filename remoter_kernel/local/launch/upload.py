@@ -1,6 +1,6 @@
-"""Puts files there over a login, each of them whole or not at all.
+"""Uploads files over a login, each of them whole or not at all.
 
-Needs no more of a login than that it runs commands, so that it works for each way of logging in.
+Needs no more of a login than that it runs commands, so that it works with each transport.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import RemoteLacks, Unreachable
 from remoter_kernel.plain_text import plain_text
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from remoter_kernel.local.login.login import CompletedCommand
+    from remoter_kernel.local.login.login import CompletedCommand, Login
 
-CHUNK_SIZE = 512 * 1024  # bytes: on a slow link, too, something is seen to move
+CHUNK_SIZE = 512 * 1024  # bytes: small enough for a progress bar to move over a slow link
 CHUNK_WITHIN = 300.0  # seconds
-WRONG_DIGEST = 9  # how a file ends there that is not what was sent
+WRONG_DIGEST = 9  # exit code where the checksum of the file there is another one
 
-# Lines that any login shell (csh and fish, too) passes on: no quotes inside, no newline, no `!`.
+# Any login shell (csh and fish, too) passes these on: no quotes inside, no newline, no `!`. Python
+# checks and renames, as no tool for SHA256 is on each system.
 _APPEND_COMMAND = "sh -c 'umask 077; cat {sign} \"{folder}/{part}\"'"
 _VERIFY_COMMAND = (
     'sh -c \'exec "{python}" -I -B -c '
@@ -34,29 +35,22 @@ _VERIFY_COMMAND = (
 )
 
 
-class CommandRunner(Protocol):
-    """What is needed of a login."""
-
-    def run(self, command: str, stdin: bytes = b"", *, seconds: float = 60) -> CompletedCommand:
-        """Run a command with this input, and wait until it ends."""
-
-
 def sha256_of(path: Path) -> str:
     """Return the SHA256 of a file here."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def upload_files(
-    login: CommandRunner,
+    login: Login,
     files: Sequence[Path],
     folder: str,
     python: str,
     on_sent: Callable[[int], None] = lambda _bytes: None,
 ) -> None:
-    """Put files into a folder there; `on_sent` hears of the bytes of each piece.
+    """Put files into a folder there; `on_sent` gets the bytes of each chunk.
 
     `folder` and `python` are paths there as they stand between double quotes in a shell.
-    What is cut leaves whole files, and parts which the next delivery does not mistake for them.
+    A cut leaves whole files, and parts under names that no next upload takes for them.
     """
     for path in files:
         if not re.fullmatch(r"[\w.+-]+", path.name):  # it stands in a command
@@ -71,7 +65,7 @@ def upload_files(
 
 
 def _upload_file(
-    login: CommandRunner, path: Path, folder: str, python: str, on_sent: Callable[[int], None]
+    login: Login, path: Path, folder: str, python: str, on_sent: Callable[[int], None]
 ) -> None:
     content = path.read_bytes()
     part = f"{path.name}.{secrets.token_hex(4)}.part"

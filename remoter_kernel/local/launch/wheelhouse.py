@@ -1,7 +1,8 @@
 """Collects wheels here for a Python there: another version of it, on another platform.
 
-`pip download --python-version` alone judges by the Python that runs it, and leaves packages out
-in silence. So uv says what the complete set is, and pip brings exactly that.
+`pip download --python-version` evaluates markers (`python_version < "3.10"`) for the Python that
+runs it, and so leaves packages out in silence. So uv resolves the complete set, and pip downloads
+exactly that.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ GLIBC_MINORS = (17, 28, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40)
 OLDEST_TAG = 5  # of manylinux_2_N
 FORMER_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-POINTER_BITS = 64  # bits
-HIGHEST_VERSION_PART = 999  # part of a version that can be one: each below it is a tag
+POINTER_BITS = 64  # of the Pythons that wheels are collected for
+HIGHEST_VERSION_PART = 999  # of a libc: there is a tag for each version below it
 # pip's settings by uv's variables: both must look for packages in the same places.
 UV_VARIABLES = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
@@ -94,7 +95,7 @@ class Target:
 
 
 def parse_target(facts: Mapping[str, Any]) -> Target:
-    """Read what the far side says of itself; refuse what no wheels are collected for."""
+    """Read what the host says of itself; RemoteLacks if no wheels can be collected for it."""
     try:
         return _parse_target(facts)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -141,7 +142,8 @@ def _unsupported_target(what: str) -> RemoteLacks:
 def collect_wheels(target: Target, packages: Sequence[str]) -> list[Path]:
     """Return the wheels of packages and of all that they need, from the cache or the index."""
     pip = _pip_command()
-    settings = {**os.environ, **uv_settings(_pip_settings(pip), os.environ)}
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
+    settings = {**os.environ, **uv_settings(listed.stdout, os.environ)}
     wanted = _resolve_requirements(target, packages, settings)
     wheels_folder = _cache_folder(target, wanted)
     if not _is_complete(wheels_folder, wanted):
@@ -151,7 +153,7 @@ def collect_wheels(target: Target, packages: Sequence[str]) -> list[Path]:
 
 
 def _is_complete(wheels_folder: Path, wanted: str) -> bool:
-    """Say whether each package is there once, with the hash of one of its files."""
+    """Is each package there once, with the hash of one of its files?"""
     wheels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in wheels_folder.glob("*.whl")]
     count = sum("==" in line for line in wanted.splitlines())
     return len(wheels) == count and all(digest in wanted for digest in wheels)
@@ -161,7 +163,7 @@ def _download_wheels(wheels_folder: Path, wanted: str, target: Target, pip: list
     wheels_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     requirements = wheels_folder / "requirements.txt"
     requirements.write_text(wanted, encoding="utf-8")
-    # With hashes, pip takes what lies there for good only if it is, and brings the rest.
+    # With hashes, pip keeps what is in that folder if it is right, and downloads the rest.
     command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--requirement", str(requirements), "--dest", str(wheels_folder), "--quiet"]
     command += ["--python-version", target.python, "--implementation", "cp"]
@@ -181,17 +183,18 @@ def pip_wheel(python: str) -> Path:
         command = [*_pip_command(), "download", "--no-deps", "--only-binary=:all:", "--quiet"]
         command += ["--python-version", python, "--dest", folder, "pip"]
         _run_tool(command, dict(os.environ), None)
-        (wheel,) = Path(folder).glob("pip-*.whl")
+        (wheel,) = Path(folder).glob("pip-*.whl")  # --no-deps: there is one
         wheels_folder = platformdirs.user_cache_path(APPLICATION) / "wheels" / f"pip-{python}"
         wheels_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Beside and renamed: another command may read it just now.
         beside = wheels_folder / f"{wheel.name}.{os.getpid()}"
         shutil.copyfile(wheel, beside)
         return beside.replace(wheels_folder / wheel.name)
 
 
 def _resolve_requirements(target: Target, packages: Sequence[str], settings: dict[str, str]) -> str:
-    """Say which versions of which packages it takes, with their hashes."""
-    # Else uv obeys the uv.toml or pyproject.toml of the folder in which this was called.
+    """Return the lines of a requirements.txt: each package, its version and hashes."""
+    # Else uv obeys the uv.toml or pyproject.toml of the current folder, which may be a stranger's.
     project = platformdirs.user_cache_path(APPLICATION)
     project.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [_find_uv(), "--project", str(project), "pip", "compile"]
@@ -223,6 +226,7 @@ def _pip_command() -> list[str]:
             f"pip is not there for {sys.executable}, and is needed to collect packages.",
             "Run: pip install 'remoter-kernel[offline]'",
         )
+    # -P, or pip imports from the current folder.
     return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
@@ -259,13 +263,8 @@ def _run_tool(
 # The settings, and the shelves -----------------------------------------------------------
 
 
-def _pip_settings(pip: list[str]) -> str:
-    ran = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
-    return ran.stdout
-
-
 def uv_settings(listed: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Read what `pip config list` prints into variables for uv; what is set there stays.
+    """Make variables for uv of what `pip config list` prints; those that are set already stay.
 
     In variables, and not in a command line: an index's address may hold a password.
     """
@@ -278,7 +277,7 @@ def uv_settings(listed: str, environment: Mapping[str, str]) -> dict[str, str]:
             with contextlib.suppress(ValueError, SyntaxError):
                 found[variable] = between.join(str(ast.literal_eval(value)).split())
     if "UV_INDEX" in found:
-        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # pip looks in all places, too
+        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # pip takes the best of all indexes, too
     return {name: value for name, value in found.items() if name not in environment}
 
 
@@ -290,7 +289,7 @@ def _cache_folder(target: Target, wanted: str) -> Path:
 
 
 def _remove_older(wheels_folder: Path) -> None:
-    """Remove sets for the same platform that are out of date: their wheels are never asked for."""
+    """Remove sets for the same platform that are a month older: newer versions replace them."""
     month = 30 * 24 * 3600.0  # seconds: another kernel's set may be for the same platform
     for other in wheels_folder.parent.glob(f"{wheels_folder.name.rpartition('-')[0]}-*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Goes to a remote step by step, and stops at the first step that fails."""
+"""Tests a remote step by step, and stops at the first step that fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
-from remoter_kernel.local.config.remotes import find_remote, remember_kernel_info
+from remoter_kernel.local.config.remotes import named_remote, remember_kernel_info
 from remoter_kernel.local.history.link_status import plain_sockets_warning
 from remoter_kernel.local.launch.host_probe import probe_host
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
@@ -46,7 +46,7 @@ EMPTY_CELLS = 3  # the quickest counts: the first one warms up
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the way: what was found, or the error that ends the way here."""
+    """One step: what was found, or the error that ends the check."""
 
     name: str
     found: str = ""
@@ -55,7 +55,7 @@ class Step:
 
 
 def check_up(name: str, prompter: Prompter | None) -> Iterator[Step]:
-    """Go all the way to a kernel on the remote `name`; the last step may hold an error."""
+    """Test the remote `name` up to a running kernel; the last step may hold an error."""
     way = _Checker(name, prompter)
     with contextlib.closing(way):
         try:
@@ -66,10 +66,10 @@ def check_up(name: str, prompter: Prompter | None) -> Iterator[Step]:
 
 
 class _Checker:
-    """The way to one remote; `at` is the step that is being tried."""
+    """The check of one remote."""
 
     def __init__(self, name: str, prompter: Prompter | None) -> None:
-        self.current_step = "name"
+        self.current_step = "name"  # the one that an error belongs to
         self._name = name
         self._prompter = prompter
         self._began = time.perf_counter()
@@ -77,11 +77,9 @@ class _Checker:
         self._runner: Runner | None = None
 
     def steps(self) -> Iterator[Step]:
-        remote = find_remote(self._name)
-        assert remote is not None  # noqa: S101 - None is only for "no name given"
-        yield Step(
-            "name", _describe_destination(resolve_destination(remote.host, remote.ssh_config))
-        )
+        remote = named_remote(self._name)
+        destination = resolve_destination(remote.host, remote.ssh_config)
+        yield Step("name", _describe_destination(destination))
         yield from self._log_in(remote)
         yield from self._look_around(remote)
         yield from self._start(remote)
@@ -123,10 +121,9 @@ class _Checker:
         address = dialer.session_info
         assert address is not None  # noqa: S101 - it has just started
         remember_kernel_info(remote, runner.kernel_info)
-        by = (
-            f", through a command ({dialer.why_tunnel_command})" if dialer.is_tunnel_command else ""
-        )
-        yield Step("start", f"on {address.host} as {address.user}{by}", runner.seconds["kernel"])
+        tunnel = dialer.tunnel
+        by = f", through a command ({tunnel.why_command})" if tunnel.is_command else ""
+        yield Step("start", f"on {address.host} as {address.user}{by}", runner.start_seconds)
         self.current_step = "round trip"
         seconds = min(_empty_cell(runner) for _ in range(EMPTY_CELLS))
         yield Step("round trip", "an empty cell", seconds)
@@ -162,7 +159,7 @@ def _describe_login(login: KeeperLogin) -> str:
 
 
 def describe_lifetime(around: HostProbeResult, user: str) -> str:
-    """Say whether sessions outlive the login there, and what to do if they do not."""
+    """Describe whether sessions outlive the login, and what to do if they do not."""
     if not around.ends_with_login:
         return "sessions outlive the login"
     return (

@@ -1,6 +1,6 @@
-"""What is to be run there without Jupyter: a file of this side, or a line of code.
+"""What is to be run there without Jupyter: a local file, or a line of code.
 
-It is sent in pieces, all at once, so that it goes on there whatever becomes of this side.
+A notebook is sent in cells, all at once, so that it goes on there whatever becomes of this machine.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remoter_kernel.errors import HereLacks, Usage
+from remoter_kernel.errors import Usage
 from remoter_kernel.local.history.executions import join_lines
-from remoter_kernel.local.history.notebook_file import NotebookText
+from remoter_kernel.local.history.notebook_file import NotebookText, naming_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 LANGUAGES = {".py": "python", ".r": "R"}
-SKIP_TAG, MAY_FAIL_TAG = (
-    "skip-execution",
-    "raises-exception",
-)  # tags of cells, as nbclient knows them
+# Tags of cells, with the meaning that nbclient gives them.
+SKIP_TAG, MAY_FAIL_TAG = "skip-execution", "raises-exception"
+# IPython warns at each `exit`; a script may call it. Its own `exit` would end the kernel.
 _PYTHON = """
 __import__("warnings").filterwarnings("ignore", "To exit: use")
 __import__("sys").argv[:] = {words}
 exit = quit = __import__("sys").exit
 """
-# optparse and its like ask base for the arguments: they are changed there.
+# R packages such as optparse call base::commandArgs, so it is replaced there. R's own `quit` would
+# end the kernel: ours is an error that `runner.quit_status` knows.
 _R = """
 local({{
   words <- c({words})
@@ -47,7 +47,7 @@ PREAMBLES = {"python": _PYTHON, "R": _R}
 
 @dataclass(frozen=True)
 class CodeCell:
-    """What is asked in one request."""
+    """The code of one execute_request."""
 
     source: str
     index: int = 0  # its place in the notebook
@@ -66,11 +66,11 @@ class Program:
 
     @property
     def name(self) -> str:
-        """What it is called there: the file's name, `-c` or `-`."""
+        """What the script finds as its own name: the file's, `-c` or `-`."""
         return self.argv[0]
 
     def preamble(self, language: str) -> str:
-        """Return what must run before, in the kernel's language: arguments, and how to end."""
+        """Return the code that sets arguments and `exit` before, in the kernel's language."""
         if self.language and language and self.language.lower() != language.lower():
             raise Usage(
                 f"{self.name} is written in {self.language}, and the kernel there speaks "
@@ -111,18 +111,14 @@ def read_program(path: Path, arguments: Sequence[str] = ()) -> Program:
             raise Usage(
                 f"{path} is not what a notebook should be ({error}).", "Open it in Jupyter first."
             ) from error
-    try:
-        code = path.read_bytes()
-    except OSError as error:
-        what = f"{path} cannot be read: {error.strerror or error}."
-        raise HereLacks(what, "Name a file of this machine.") from error
-    return Program(
-        words, (CodeCell(decode_script(code, str(path))),), LANGUAGES.get(path.suffix.lower(), "")
-    )
+    with naming_file(path, "read", "Name a file of this machine."):
+        content = path.read_bytes()
+    cell = CodeCell(decode_script(content, str(path)))
+    return Program(words, (cell,), LANGUAGES.get(path.suffix.lower(), ""))
 
 
 def decode_script(code: bytes, name: str) -> str:
-    """Read the bytes of a script, as Python would."""
+    """Decode a script as Python would: without a byte order mark, with any line ends."""
     try:
         text = code.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -163,7 +159,7 @@ def _as_literals(language: str, words: Sequence[str]) -> str:
 
 
 def _check_text(text: str, what: str) -> None:
-    """Refuse what is no text in UTF-8: an R kernel dies of it."""
+    """Refuse a text with lone surrogates: an R kernel dies of them."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

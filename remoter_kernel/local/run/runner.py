@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     Show = Callable[[str, dict[str, Any]], None]
     Ask = Callable[[str, bool], str]
-REACHED_WITHIN = 600.0  # seconds; each step of the way there has a limit of its own
+REACHED_WITHIN = 600.0  # seconds; a person may be typing a code, and each step has its own limit
 READY_WITHIN = 90.0  # seconds: a kernel on a cold network disk takes its time
 ACKNOWLEDGED_WITHIN = 3.0  # seconds
 END_WITHIN = 5.0  # seconds from an interrupt to the end of what took too long
-LOST_AFTER = 3.0  # seconds: most cuts are mended before anyone need know
-ASK_AFTER = 0.1  # seconds: what was printed before the question comes by another socket there
-END_OF_INPUT = "\x04"  # as an answer, it means that there is none
+LOST_AFTER = 3.0  # seconds: after most cuts the link is back sooner, and no hint is printed
+ASK_AFTER = 0.1  # seconds: what was printed before comes by iopub, and may come after the question
+END_OF_INPUT = "\x04"  # as ipykernel takes it: `input()` then raises EOFError
 
 FAILED = 1
 _R_ERROR = "ERROR"
-# As an R script's `quit` is made to say it: "Error", in whatever language R speaks, and a colon.
+# The error of our `quit` for R scripts: "Error" in the language of R's messages, a colon, our text.
 _QUIT = re.compile(r"\S+\s?.\s*quit\(status = (-?\d+)\)")
 
 
@@ -66,7 +66,7 @@ class TookTooLong(RemoterError):
 
 @dataclass
 class SubmittedCell:
-    """What was asked: whom its outputs go to, and its reply once that is there."""
+    """A cell that was sent: whom its outputs go to, and its reply once that is there."""
 
     id: str
     code_cell: CodeCell
@@ -77,7 +77,7 @@ class SubmittedCell:
 
     @property
     def is_over(self) -> bool:
-        """Has it its reply, and all its outputs? What was called off has none."""
+        """Has it its reply, and all its outputs? A kernel publishes none for an aborted one."""
         is_aborted = (self.reply or {}).get("status") == "aborted"
         return is_aborted or (self.reply is not None and self.is_idle)
 
@@ -86,34 +86,41 @@ class Runner:
     """One session of its own, from `start` to `stop`. Blocks; belongs to one thread."""
 
     def __init__(self, dialer: SessionDialer) -> None:
-        """Remember; `start` begins."""
         self.dialer = dialer
-        # With a name of its own it finds the session again whose start it did not hear of.
+        # By an id of its own it finds the session again whose start was lost with the link.
         dialer.session_request = replace(
             dialer.session_request,
             kernel_id=dialer.session_request.kernel_id or secrets.token_hex(12),
         )
         self.reactor = Reactor()
         self.link = Link(self.reactor, dialer)
-        self.kernel_info: dict[str, Any] = {}
-        self.is_encrypted = False  # is the kernel, there?
-        self.seconds: dict[str, float] = {}  # how long each step of the start took
+        self.start_seconds = 0.0  # how long `start` took
         self.on_ctrl_c: Callable[[], None] = lambda: None  # Ctrl-C, for the first time
         # The link is gone for a while (None), or back after so many seconds.
         self.on_loss: Callable[[float | None], None] = lambda _seconds: None
         self._loss_timer: Timer | None = None
-        self._voice = MessageSigner(b"")
-        self._error: RemoterError | None = None
-        self._cells: dict[str, SubmittedCell] = {}
-        self._timeout_error: RemoterError | None = None
+        self._ready: dict[str, Any] = {}  # the event that says so
+        self._signer = MessageSigner(b"")
+        self._error: RemoterError | None = None  # the first one
+        self._cells: dict[str, SubmittedCell] = {}  # by message id
         self._ctrl_c_count = 0
-        self._is_closed = False
         self.link.on_item = self._on_message
         self.link.on_state = self._on_link_state
 
     @property
+    def kernel_info(self) -> dict[str, Any]:
+        """The content of the kernel's kernel_info_reply; {} until it is ready."""
+        info = self._ready.get("kernel_info")
+        return info if isinstance(info, dict) else {}
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Are the sockets between the kernel and its evaluator?"""
+        return bool(self._ready.get("encrypted"))
+
+    @property
     def language(self) -> str:
-        """What the kernel speaks."""
+        """The kernel's programming language."""
         info = self.kernel_info.get("language_info")
         return str(info.get("name") or "") if isinstance(info, dict) else ""
 
@@ -124,14 +131,14 @@ class Runner:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a person should hear of this start."""
+        """Sentences to show a person at this start."""
         return self.dialer.session_info.notices if self.dialer.session_info else ()
 
     def start(self) -> None:
         """Connect and wait until the kernel is ready; a `RemoterError` says why it is not."""
         began = time.monotonic()
         self.link.connect()
-        # A person may be asked, or a login shell be slow: that is no fault of the kernel.
+        # Two limits: a question to a person, or a slow login shell, is no fault of the kernel.
         self.reactor.run_until(
             lambda: bool(self.link.ever_connected or self._error), began + REACHED_WITHIN
         )
@@ -141,24 +148,19 @@ class Runner:
         )
         if self._error:
             raise self._error
+        advice = "Try again, or see with `remoter check` how far it comes."
         if not self.link.ever_connected:
-            raise Unreachable(
-                f"The session was not reached within {REACHED_WITHIN / 60:.0f} minutes.",
-                "Try again, or see with `remoter check` how far it comes.",
-                remote=self.dialer.remote.name,
-            )
+            what = f"The session was not reached within {REACHED_WITHIN / 60:.0f} minutes."
+            raise Unreachable(what, advice, remote=self._remote)
         if not self.kernel_info:
-            raise RemoteLacks(
-                f"The kernel was not ready within {READY_WITHIN:.0f} seconds.",
-                "Try again, or see with `remoter check` how far it comes.",
-                remote=self.dialer.remote.name,
-            )
-        self.seconds["kernel"] = time.monotonic() - began
+            what = f"The kernel was not ready within {READY_WITHIN:.0f} seconds."
+            raise RemoteLacks(what, advice, remote=self._remote)
+        self.start_seconds = time.monotonic() - began
 
     def run(self, code: str, show: Show, ask: Ask | None = None) -> dict[str, Any]:
         """Run code; `show(kind, content)` gets each output as it comes. Return the reply.
 
-        `ask(prompt, is_secret)` answers `input()`. Ctrl-C interrupts the far side.
+        `ask(prompt, is_secret)` answers `input()`. Ctrl-C interrupts the kernel.
         """
         cell = self.submit(CodeCell(code), show, ask)
         self.wait()
@@ -166,24 +168,25 @@ class Runner:
         return cell.reply or {}
 
     def run_silently(self, code: str) -> None:
-        """Run code of which nobody sees anything, unless it fails."""
+        """Send code of which nobody sees anything, unless it fails."""
         if code:
             self.submit(CodeCell(code), lambda _kind, _content: None, is_silent=True)
 
     def submit(
         self, piece: CodeCell, show: Show, ask: Ask | None = None, *, is_silent: bool = False
     ) -> SubmittedCell:
-        """Ask for a piece to be run, after those before it."""
+        """Send a cell; the kernel runs it after those before it."""
         words = {
             "code": piece.source,
             "silent": is_silent,
             "store_history": not is_silent,
             "user_expressions": {},
             "allow_stdin": ask is not None,
+            # After an error, the kernel aborts all cells that were sent: they were sent at once.
             "stop_on_error": not piece.may_fail,
         }
         metadata = {"cellId": piece.cell_id} if piece.cell_id else {}
-        parts = self._voice.compose("execute_request", words, metadata=metadata)
+        parts = self._signer.compose("execute_request", words, metadata=metadata)
         cell = SubmittedCell(header_of(parts[HEADER])["msg_id"], piece, show, ask)
         self._cells[cell.id] = cell
         self.link.send(Channel.SHELL, parts)
@@ -192,58 +195,68 @@ class Runner:
     def wait(self, most: float = 0.0) -> None:
         """Wait until all is done, or for so many seconds; a `RemoterError` says what came first.
 
-        Ctrl-C interrupts what runs there. Who presses it again leaves it running.
+        Ctrl-C interrupts what runs there; a second one leaves it running.
         """
         self._ctrl_c_count = 0
-        timer = self.reactor.call_later(most, lambda: self._on_timeout(most)) if most else None
+        too_long: list[RemoterError] = []
+
+        def on_timeout() -> None:
+            """Interrupt what takes too long; its traceback says where it was."""
+            limit = format_duration(most)
+            what = f"The code was not done within {limit} (--timeout), and was ended."
+            too_long.append(TookTooLong(what, remote=self._remote))
+            self.interrupt()
+            self.reactor.call_later(END_WITHIN, partial(self._fail, too_long[0]))
+
+        timer = self.reactor.call_later(most, on_timeout) if most else None
         with self._handling_ctrl_c():
             self.reactor.run_until(lambda: bool(self._is_done or self._error))
         if timer:
             timer.cancel()
-        error = self._timeout_error or (None if self._is_done else self._error)
-        if error:
-            raise error
+        if too_long:
+            raise too_long[0]
+        if self._error and not self._is_done:
+            raise self._error
 
     def interrupt(self) -> None:
         """Interrupt what is running there."""
         self._send_command("interrupt")
 
     def stop(self) -> None:
-        """End the session, wait until that is heard, and close."""
-        if self._is_closed:
+        """End the session, wait until the evaluator has acknowledged that, and close."""
+        if self.link.state is LinkState.CLOSED:
             return
         limit = time.monotonic() + ACKNOWLEDGED_WITHIN
-        if getattr(self.dialer.prompter, "is_asking", False):  # nobody here will answer it
+        if getattr(self.dialer.prompter, "is_asking", False):  # nobody will answer it any more
             self.dialer.abort()
-        if not self.link.ever_connected:  # it may be about to begin
+        if not self.link.ever_connected:  # a session may be starting: then it has an id soon
             self.reactor.run_until(lambda: self.link.state is not LinkState.DIALLING, limit)
         if self.link.ever_connected and not self._is_unreachable:
             self._send_command("stop")
             self._wait_until_acknowledged()
-            if self.link.unacknowledged:
-                remote, name = self.dialer.remote.name, self.dialer.session_request.kernel_id
-                undelivered_commands.save_command(remote, name, self.session, "stop")
+            if self.link.unacknowledged:  # the next login to this remote delivers it
+                kernel_id = self.dialer.session_request.kernel_id
+                undelivered_commands.save_command(self._remote, kernel_id, self.session, "stop")
         elif not self.link.ever_connected:
             self.dialer.stop_orphan()
         self.close()
 
     def detach(self) -> None:
-        """Let the session go on, end once all is done, and close.
+        """Close, and let the session go on until all cells are done.
 
-        A `RemoterError` says that what was asked may not have got there.
+        A `RemoterError` says that cells may not have got there.
         """
         self._wait_until_acknowledged()
-        is_there = not self.link.unacknowledged
+        is_there = not self.link.unacknowledged  # before "finish" is sent: the cells count
         self._send_command("finish")
         self._wait_until_acknowledged()
         self.close()
         if not is_there:
             what = "The link was lost before all was handed over."
-            raise Unreachable(what, "Run it again.", remote=self.dialer.remote.name)
+            raise Unreachable(what, "Run it again.", remote=self._remote)
 
     def close(self) -> None:
         """Give everything back; the session stays."""
-        self._is_closed = True
         self.link.close()
         self.dialer.close()
         self.reactor.close()
@@ -252,8 +265,8 @@ class Runner:
         self.link.send(Channel.COMMAND, [to_json({"order": order})])
 
     def _wait_until_acknowledged(self) -> None:
-        """Wait until what was said has arrived, or nobody can hear it any more."""
-        self.on_loss = lambda _seconds: None  # whoever leaves need not know
+        """Wait until all that was sent is acknowledged, or cannot be any more."""
+        self.on_loss = lambda _seconds: None  # the command ends: no hint about the link now
         limit = time.monotonic() + ACKNOWLEDGED_WITHIN
         self.reactor.run_until(lambda: not self.link.unacknowledged or self._is_unreachable, limit)
 
@@ -277,7 +290,7 @@ class Runner:
         try:
             yield
         finally:
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(-1)  # the reactor's descriptor may be closed soon
             signal.signal(signal.SIGINT, before)
 
     def _on_ctrl_c(self) -> None:
@@ -297,14 +310,7 @@ class Runner:
         )
         return f"Session {name} {what}.", advice
 
-    def _on_timeout(self, most: float) -> None:
-        """Interrupt what takes too long; it has a moment to say where it was."""
-        what = f"The code was not done within {format_duration(most)} (--timeout), and was ended."
-        self._timeout_error = TookTooLong(what, remote=self._remote)
-        self.interrupt()
-        self.reactor.call_later(END_WITHIN, lambda: self._fail(self._timeout_error))
-
-    def _fail(self, error: RemoterError | None) -> None:
+    def _fail(self, error: RemoterError) -> None:
         self._error = self._error or error
 
     @property
@@ -322,7 +328,7 @@ class Runner:
         cell = self._cells.get(str((parent or {}).get("msg_id", "")))
         if cell is None:
             return
-        if header is None or content is None:  # it counts all the same: somebody waits for it
+        if header is None or content is None:  # a reply that makes no sense still ends its cell
             cell.show("stream", {"name": "stderr", "text": NO_SENSE})
         kind, content = str((header or {}).get("msg_type", "")), content or {}
         if channel is Channel.SHELL:
@@ -335,7 +341,7 @@ class Runner:
             cell.show(kind, content)
 
     def _ask(self, cell: SubmittedCell, content: dict[str, Any]) -> None:
-        """Put a question to a person; Ctrl-C at it interrupts what has asked."""
+        """Ask a person what `input()` asks; Ctrl-C at it interrupts the cell."""
         if cell.ask is None or cell.is_over:
             return
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -348,20 +354,18 @@ class Runner:
             answer = END_OF_INPUT
         finally:
             signal.signal(signal.SIGINT, before)
-        self.link.send(Channel.STDIN, self._voice.compose("input_reply", {"value": answer}))
+        self.link.send(Channel.STDIN, self._signer.compose("input_reply", {"value": answer}))
 
     def _on_event(self, words: dict[str, Any]) -> None:
         if words.get("event") == "ready":
-            info = words.get("kernel_info")
-            self.kernel_info = info if isinstance(info, dict) else {}
-            self.is_encrypted = bool(words.get("encrypted"))
+            self._ready = words
         elif words.get("event") == "failed":
             self._fail(RemoteLacks(str(words.get("why")), remote=self._remote))
 
     def _on_link_state(self, state: LinkState) -> None:
         if state is LinkState.UP:
             self._on_link_up()
-            welcome = self.link.welcome
+            welcome = self.link.welcome  # the kernel may have been ready before we came
             self._on_event({"event": welcome.get("state"), **welcome})
         elif state is LinkState.FAILED:
             self._fail(self.link.error or Unreachable("The link failed."))
@@ -388,7 +392,7 @@ def _read_part(parts: Sequence[Bytes], part: int) -> dict[str, Any] | None:
 
 
 def quit_status(content: dict[str, Any]) -> str | None:
-    """Return with which word code ended itself (`sys.exit(…)`); None: it did not."""
+    """Return the argument with which code ended itself (`sys.exit(…)`); None: it did not."""
     evalue = str(content.get("evalue", "")).strip()
     if content.get("ename") == "SystemExit":
         return "0" if evalue in {"", "None", "False"} else evalue
@@ -404,9 +408,9 @@ def exit_code(reply: dict[str, Any]) -> int:
 
 
 def exit_code_of_all(replies: Iterable[dict[str, Any]]) -> int:
-    """Return the exit code of pieces that were asked for together: that of the first to fail.
+    """Return the exit code of cells that were sent together: that of the first to fail.
 
-    What was called off before anything had failed was not run, and so has not gone well.
+    A cell that was aborted before any had failed was not run, and so has not gone well.
     """
     for reply in replies:
         if reply.get("status") == "aborted":
@@ -417,16 +421,15 @@ def exit_code_of_all(replies: Iterable[dict[str, Any]]) -> int:
 
 
 class ExitCodeTracker:
-    """How the code of a session ended, by what its journal says."""
+    """How the code of a session ended, by its journal."""
 
     def __init__(self) -> None:
-        """Begin with nothing asked."""
         self._may_fail: dict[str, bool] = {}  # by request: may it fail?
         self._replies: list[dict[str, Any]] = []  # of those that may not
 
     @property
     def is_open(self) -> bool:
-        """Has something been asked that was never answered?"""
+        """Is there a request without a reply?"""
         return bool(self._may_fail)
 
     @property
@@ -435,7 +438,7 @@ class ExitCodeTracker:
         return FAILED if self.is_open else exit_code_of_all(self._replies)
 
     def add_record(self, said: JournalEntry) -> None:
-        """Take in one record; one that makes no sense says nothing."""
+        """Take in one record; one that makes no sense is left out."""
         if said.channel is not Channel.SHELL or said.is_marker:
             return
         try:
@@ -444,8 +447,8 @@ class ExitCodeTracker:
             if said.is_from_client and header.get("msg_type") == "execute_request":
                 self._may_fail[str(header["msg_id"])] = not content.get("stop_on_error", True)
             elif header.get("msg_type") == "execute_reply":
-                may_fail = self._may_fail.pop(str(header_of(parts[PARENT]).get("msg_id")), True)
-                if not may_fail:
+                request = str(header_of(parts[PARENT]).get("msg_id"))
+                if not self._may_fail.pop(request, True):
                     self._replies.append(content)
         except ODD:
             return

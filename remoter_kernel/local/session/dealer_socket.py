@@ -17,33 +17,30 @@ from remoter_kernel.protocol.link_connection import LONGEST_REASON
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# An honest end has at most its credit on its way, up to 64 MiB in frames of 64 KiB: 1,024 of them.
+# An honest peer has at most its credit in flight, up to 64 MiB in frames of 64 KiB: 1,024 of them.
 # This many are already more than is read in one go. While they wait, libzmq reads nothing more
-# from the connection: nothing is lost, and what else there is stays with the one who says it.
+# from the connection: nothing is lost, and the rest stays with the sender.
 MOST_UNREAD = 256  # frames
-# We answer a ping with a pong, and whoever pings need not take any. In honest hands what waits
-# here is our own requests, as far as there is credit for them.
+# We answer each ping with a pong, which a hostile peer need not read. With an honest one, what
+# waits here is our own requests, as far as there is credit for them.
 MOST_UNSENT = 65_536  # frames
 POLL_EVERY = 1.0  # seconds
 ANSWERS_WITHIN = 1.0  # seconds, where this process has grown and nothing has come
 MOST_GROWTH = 128 * 1024 * 1024  # bytes
 
-LARGEST_NUMBER = 2**63  # no conversation is so long
+LARGEST_NUMBER = 2**63  # of an item; it must fit the header, and no conversation is so long
 
 
 def dealer_socket(
-    context: zmq.Context[zmq.Socket[bytes]],
-    server_key: bytes,
-    public_key: bytes,
-    secret_key: bytes,
+    context: zmq.Context[zmq.Socket[bytes]], server_key: bytes, public_key: bytes, secret_key: bytes
 ) -> zmq.Socket[bytes]:
-    """Return a socket that is about to be connected, by whoever watches how that goes."""
+    """Return a socket for whoever connects it, once its monitor is watched."""
     dealer = context.socket(zmq.DEALER)
-    dealer.linger = 0
-    dealer.maxmsgsize = MOST_FRAME
+    dealer.linger = 0  # what is unsent is in the outbox, and must not delay the exit
+    dealer.maxmsgsize = MOST_FRAME  # a larger one ends the connection
     dealer.rcvhwm = MOST_UNREAD
     dealer.sndhwm = MOST_UNSENT
-    dealer.reconnect_ivl = -1  # cut means cut
+    dealer.reconnect_ivl = -1  # never: the link dials anew, for the old port may be another's
     dealer.curve_serverkey = server_key
     dealer.curve_publickey = public_key
     dealer.curve_secretkey = secret_key
@@ -51,15 +48,14 @@ def dealer_socket(
 
 
 class MessageMemoryGuard:
-    """What libzmq holds of a message whose last frame has not come.
+    """Notices that libzmq holds a message whose last frame does not come.
 
-    None of its bounds counts that, and nothing tells how much it is. That this process grows
-    while nothing comes out of the socket is a reason to ask: behind a message without end no
-    answer comes through.
+    None of libzmq's bounds counts such frames, and no option tells how much they are. That this
+    process grows while nothing comes out of the socket is a reason to probe: behind a message
+    without end no answer comes through.
     """
 
     def __init__(self) -> None:
-        """Begin with what this process has now."""
         import psutil  # noqa: PLC0415 - commands that only ask something have no such socket
 
         self._process = psutil.Process()
@@ -67,7 +63,7 @@ class MessageMemoryGuard:
         self._received = -1
 
     def has_grown(self, received: int) -> bool:
-        """Look, every now and then; `received`: bytes that have come out of the socket so far."""
+        """Compare with the last call; `received`: bytes that came out of the socket so far."""
         now = self._memory_in_use()
         has_grown = received == self._received and now - self._before > MOST_GROWTH
         if has_grown or received != self._received:
@@ -78,21 +74,20 @@ class MessageMemoryGuard:
         return int(self._process.memory_info().rss)
 
 
-# What the evaluator says first: how the session is, and where each end was.
 class AnotherWay(Unreachable):
-    """The last way led to nobody, and the dialer knows another one: that is tried at once."""
+    """The last way led to nobody, and the dialer knows another one: the link tries that at once."""
 
 
 class Welcome(NamedTuple):
-    """A greeting: its words, and two pairs of numbers (bulk, urgent)."""
+    """What the evaluator sends first; its numbers are pairs of the lanes: (bulk, urgent)."""
 
     fields: dict[str, Any]
-    received: tuple[int, int]  # of ours, there
-    first_numbers: tuple[int, int]  # of theirs, here
+    received: tuple[int, int]  # the last of our items that the evaluator has
+    first_numbers: tuple[int, int]  # the item before the first one that it will send
 
 
 def parse_welcome(frame: bytes) -> Welcome:
-    """Read the frame that answers a HELLO; `ProtocolError` if it is no greeting."""
+    """Read the frame that answers a HELLO; `ProtocolError` if it is no WELCOME."""
     try:
         ((head, body),) = decode_messages(frame)
         words = from_json(body)
@@ -105,7 +100,7 @@ def parse_welcome(frame: bytes) -> Welcome:
 
 
 def check_received(received: tuple[int, int], sent: Sequence[int]) -> None:
-    """Refuse a greeting that has seen more than was ever said: nothing more would be heard."""
+    """Refuse a WELCOME that has received more than was sent: our next items would be dropped."""
     if any(there > here for there, here in zip(received, sent, strict=True)):
         what = f"It has seen {list(received)}, but only {list(sent)} was said here."
         raise ProtocolError(f"The session's greeting was refused: {what}")

@@ -1,4 +1,4 @@
-"""Hands on what comes of the session; what cannot be taken in is told, and passed over for good."""
+"""Hands on what the session sends; what cannot be handed on is reported, and dropped for good."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from remoter_kernel.protocol.reactor import Reactor, Timer
     from remoter_kernel.protocol.stream import ReliableStream
 
-RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds: have clients that took nothing begun to?
-UNREADABLE = b'"unreadable"'  # the note in the place of what the session cannot read any more
+RETRY_FIRST, RETRY_LAST = 0.002, 0.05  # seconds between two looks at clients that took nothing
+# The event in the place of a journal entry that the evaluator cannot read any more.
+UNREADABLE = b'"unreadable"'
 
 
 class InboundTarget(Protocol):
-    """Whoever takes things in (see `Link`)."""
+    """Whoever items are handed to (see `Link`)."""
 
     reactor: Reactor
     pacer: IopubPacer | None
@@ -39,25 +40,24 @@ class InboundTarget(Protocol):
     has_room: Callable[[], bool]  # do clients take what is handed on?
 
     def flush(self) -> None:
-        """Tell the other end what has been taken in."""
+        """Send the acknowledgements that are due."""
 
 
 class HeldItem(NamedTuple):
     """An item of the bulk lane that no client takes so far."""
 
     head: FrameHeader
-    parts: list[memoryview]
-    size: int
+    parts: list[memoryview]  # empty: it was rejected, and waits only for its acknowledgement
+    size: int  # bytes
 
 
 class InboundItems:
-    """What comes of one conversation, by one wire after the other.
+    """The items of one conversation, over one connection after the other.
 
-    While clients take nothing, what comes is held, and gives no credit: the session keeps the rest.
+    While clients take nothing, items are held, and give no credit: the session keeps the rest.
     """
 
     def __init__(self, target: InboundTarget, stream: ReliableStream) -> None:
-        """Remember; `stream` hears what is kept."""
         self._target = target
         self._stream = stream
         self._held: deque[HeldItem] = deque()
@@ -65,13 +65,13 @@ class InboundItems:
         self._pause = RETRY_FIRST
 
     def on_connection(self) -> None:
-        """Begin with another wire."""
+        """Use the pacer that the target has by now: it knows only after the first WELCOME."""
         if self._target.pacer:
             self._target.pacer.on_rejected = self._report
             self._target.pacer.has_room = self._target.has_room
 
     def on_item(self, head: FrameHeader, body: Bytes) -> None:
-        """Take in one item; one that no evaluator should have said is a `ProtocolError`."""
+        """Hand on one item, or hold it; `ProtocolError` if no evaluator would have sent it."""
         channel, parts = head.channel, parts_of(head.channel, body)
         if channel is Channel.EVENT and UNREADABLE in bytes(parts[TOPIC]):
             why = from_json(parts[TOPIC]).get("why")
@@ -87,7 +87,7 @@ class InboundItems:
             self._deliver(HeldItem(head, parts, len(body)))
 
     def deliver_all(self) -> None:
-        """Hand on all that is held, though nobody takes it."""
+        """Hand on all that is held, though clients take nothing: the link is about to go."""
         while self._held:
             self._deliver(self._held.popleft())
 
@@ -103,24 +103,26 @@ class InboundItems:
             self._deliver(self._held.popleft())
         if self._held:
             self._retry_later()
-        self._target.flush()
+        self._target.flush()  # acknowledgements give the session credit to send more
 
     def _deliver(self, item: HeldItem) -> None:
         head, parts, size = item
         try:
-            if parts:  # else it was refused, and is to be kept in its turn
+            if parts:
                 self._target.on_item(head.channel, parts)
-        except Exception as error:  # noqa: BLE001 - what follows it is taken in all the same
+        except Exception as error:  # noqa: BLE001 - the items after it are handed on all the same
             self._report(head.channel, parts, error)
+        # Also where it failed: else the session would send it again with each connection.
         self._stream.ack(LANE[head.channel], head.number, size)
 
     def reject(self, head: FrameHeader, body: Bytes, error: Exception) -> None:
-        """Pass over an item that `add` could not take in."""
+        """Drop an item that `on_item` has refused, and acknowledge it in its turn."""
         try:
             parts = unpack_parts(body)
         except ProtocolError:
             parts = []
         self._report(head.channel, parts, error)
+        # An acknowledgement covers all items before it, and so must not overtake those held.
         if self._held and LANE[head.channel] is Lane.BULK:
             self._held.append(HeldItem(head, [], len(body)))
         elif self._target.pacer and LANE[head.channel] is Lane.BULK:
@@ -132,9 +134,9 @@ class InboundItems:
         return partial(self._stream.ack, LANE[head.channel])
 
     def _report(self, channel: Channel, parts: Sequence[Bytes], error: Exception) -> None:
-        if not isinstance(error, RemoterError):
+        if not isinstance(error, RemoterError):  # then it is our own fault
             self._target.reactor.on_bug(error)
         try:
             self._target.on_rejected(channel, parts, error)
-        except Exception as bug:  # noqa: BLE001 - what is odd may be too odd to be told
+        except Exception as bug:  # noqa: BLE001 - a message may be too odd even to report
             self._target.reactor.on_bug(bug)

@@ -1,4 +1,4 @@
-"""Gives jupyter_server no more than it passes on, in order; what has to wait becomes less.
+"""Gives jupyter_server no more than it passes on, in order; text that waits is thinned out.
 
 jupyter_server counts, for each browser, what comes on iopub in any three seconds: all messages
 (but status, comm_open and execute_input) and the bytes of stream messages, all frames of them.
@@ -26,38 +26,37 @@ if TYPE_CHECKING:
 BYTES_AT_ONCE, BYTES_PER_SECOND = 400_000, 450_000.0
 MESSAGES_AT_ONCE, MESSAGES_PER_SECOND = 1500, 450.0
 TEXT_PIECE = 50_000  # characters of text that go in one message
-RETRY_AFTER = 0.01  # seconds: has a client that took nothing begun to?
-SHORTEST_PAUSE = 0.005  # seconds: what comes meanwhile goes together
+RETRY_AFTER = 0.01  # seconds between two looks at a client that took nothing
+SHORTEST_PAUSE = 0.005  # seconds: shorter timers would cost more than the messages
 
 
 class AckCallback(Protocol):
-    """Says that an item and all before it have reached whom they are for."""
+    """Acknowledges an item and all before it."""
 
     def __call__(self, number: int, size: int) -> None:
-        """`size` is in bytes of the wire."""
+        """`number` as the evaluator counts; `size` in bytes, as it was received."""
 
 
 class TokenBucket:
     """So much at once, and so much per second (pure: `now` is an argument, in seconds)."""
 
     def __init__(self, at_once: float, per_second: float) -> None:
-        """Begin with all that may come at once."""
         self.at_once = at_once
         self.per_second = per_second
         self._tokens = at_once
         self._at = 0.0
 
     def consume(self, amount: float, now: float) -> None:
-        """Count what was given; the last of it may be more than there was."""
+        """Count what was sent; a single message may be more than there was, and make a debt."""
         self._tokens = self._tokens_at(now) - amount
         self._at = now
 
     def delay(self, now: float) -> float:
-        """Return in how many seconds there is something left."""
+        """Return in how many seconds any debt is paid."""
         return max(0.0, -self._tokens_at(now) / self.per_second)
 
     def refill(self) -> None:
-        """Begin again."""
+        """Begin anew, with all that may go at once."""
         self._tokens = self.at_once
 
     def _tokens_at(self, now: float) -> float:
@@ -75,27 +74,26 @@ class IopubPacer:
         on_room: Callable[[], None] = lambda: None,
         most_waiting: int = BACKLOG_LIMIT,
     ) -> None:
-        """Remember; `on_room` is called when something that waited has been given."""
+        """`on_room` is called when something that waited has been delivered."""
         self.backlog = OutputBacklog(most_waiting)
         self._reactor = reactor
         self._clock = clock
         self._deliver = deliver
         self._on_room = on_room
-        # Tells of something that could not be given.
+        # Called with an item that could not be delivered.
         self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_error
-        self.has_room: Callable[[], bool] = lambda: True  # do clients take what is given?
+        self.has_room: Callable[[], bool] = lambda: True  # do clients take what is delivered?
         self._bytes = TokenBucket(BYTES_AT_ONCE, BYTES_PER_SECOND)
         self._messages = TokenBucket(MESSAGES_AT_ONCE, MESSAGES_PER_SECOND)
-        self._count = 0  # numbers of our own: a text may become several
-        self._pending_acks: deque[tuple[int, int, int, AckCallback]] = (
-            deque()
-        )  # our number, the wire's, bytes
+        self._count = 0  # numbers of our own: one item of text may become several messages
+        # Of each item: the last of our numbers, its own number, its size, its call-back.
+        self._pending_acks: deque[tuple[int, int, int, AckCallback]] = deque()
         self._timer: Timer | None = None
 
     def add(
         self, channel: Channel, parts: list[memoryview], number: int, size: int, keep: AckCallback
     ) -> None:
-        """Take one item of so many bytes; it is kept once it was given."""
+        """Deliver an item of `size` bytes now or later; call `keep` once it was delivered."""
         pieces = list(_split_long_text(channel, parts))
         self._pending_acks.append((self._count + len(pieces), number, size, keep))
         for piece in pieces:
@@ -108,18 +106,18 @@ class IopubPacer:
         self._deliver_due()
 
     def skip(self, number: int, size: int, keep: AckCallback) -> None:
-        """Have an item of which nothing is to be given kept in its turn."""
+        """Acknowledge an item of which nothing is delivered, in its turn."""
         self._pending_acks.append((self._count, number, size, keep))
         if not self.backlog:
             self._acknowledge_up_to(self._count)
 
     def interrupt(self, *cells: str) -> None:
-        """Let little of the text of these cells through, and of all that waits."""
+        """Thin out the text of these cells, and all that waits: a person has pressed interrupt."""
         self.backlog.limit_text(*cells)
         self._deliver_due()
 
     def deliver_all(self) -> None:
-        """Give all that waits, at any pace."""
+        """Deliver all that waits, at any pace."""
         while self._deliver_next():
             pass
 
@@ -129,7 +127,7 @@ class IopubPacer:
         return pause if self.has_room() else max(pause, RETRY_AFTER)
 
     def _deliver_due(self) -> None:
-        """Give what may be given now; the rest, when it may."""
+        """Deliver what the buckets allow now, and set a timer for the rest."""
         while self.backlog and not (pause := self._delay()):
             if not self._deliver_next():
                 return
@@ -152,16 +150,17 @@ class IopubPacer:
     def _deliver_one(self, channel: Channel, parts: list[Bytes], number: int) -> None:
         try:
             self._deliver(channel, parts)
-        except Exception as error:  # noqa: BLE001 - what follows it is given all the same
+        except Exception as error:  # noqa: BLE001 - the messages after it are delivered all the same
             self.on_rejected(channel, parts, error)
         self._acknowledge_up_to(number)
         if channel is not Channel.IOPUB:
             return
         now = self._clock()
+        # The header alone is searched: to parse each one of a flood would double its cost.
         is_text = b'"stream"' in bytes(parts[HEADER])
         self._bytes.consume(sum(map(len, parts)) if is_text else 0, now)
         self._messages.consume(1, now)
-        if execution_state(parts) == "idle":
+        if execution_state(parts) == "idle":  # jupyter_server counts anew, too
             self._bytes.refill()
             self._messages.refill()
 
@@ -172,12 +171,12 @@ class IopubPacer:
 
 
 def raise_error(_channel: Channel, _parts: Sequence[Bytes], error: Exception) -> None:
-    """Tell nobody, who could not say so either."""
+    """Raise: nobody has said what else to do with it."""
     raise error
 
 
 def _split_long_text(channel: Channel, parts: Sequence[Bytes]) -> Iterator[list[Bytes]]:
-    """Yield a message as it is; one with more text than passes at once, as several."""
+    """Yield a message as it is, or a stream with more text than passes at once as several."""
     if channel is Channel.IOPUB and len(parts[CONTENT]) > 2 * TEXT_PIECE:
         try:
             header, content = header_of(parts[HEADER]), content_of(parts)

@@ -1,4 +1,4 @@
-"""Keeps one conversation with a session alive across wires: dial, pump, wait, dial again.
+"""Keeps one conversation with a session alive across connections: dial, pump, wait, dial again.
 
 Decides when to dial; a `Dialer` knows how. Dialling blocks, so it has a thread; all else
 runs in the reactor's.
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from remoter_kernel.protocol.reactor import Reactor, Timer
 
-# A way that has ended before we came to it does not even connect: that is "closed".
+# An address whose listener is gone is not even connected to: libzmq reports that as CLOSED.
 LOST_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CLOSED
 WELCOME_WITHIN = 15.0  # seconds from a tunnel to the evaluator's WELCOME
 FIRST_PAUSE = 0.25  # seconds before the second try to come back
@@ -59,15 +59,15 @@ LONGEST_PAUSE = 3.0  # seconds: a network that is back is found within five, log
 SHORTEST_TRY = 5.0  # seconds with one try to come back; it may be on a network that is gone
 TRY_FACTOR = 2  # times what the last try took that came through
 READ_AT_ONCE = 128 * 1024  # bytes: hundreds of small outputs; then others get their turn
-PROBE_WITHIN = 3.0  # seconds that a wire has for a sign of life after this machine slept
+PROBE_WITHIN = 3.0  # seconds that a connection has for a sign of life after this machine slept
 _log = logging.getLogger(__name__)
 
 
 class LinkState(Enum):
     """How the link is."""
 
-    IDLE = "idle"  # nobody has asked for it yet
-    DIALLING = "connecting"  # on its way, for the first time or again
+    IDLE = "idle"  # not needed yet
+    DIALLING = "connecting"  # for the first time or again
     UP = "up"
     WAITING = "waiting"  # lost; the next try comes by itself
     FAILED = "failed"  # only a person can help; tries again when asked
@@ -76,7 +76,7 @@ class LinkState(Enum):
 
 @dataclass(frozen=True)
 class SessionEndpoint:
-    """What dialling brings: where the evaluator answers, and how to give that back."""
+    """What dialling returns: where the evaluator answers, and how to close the way to it."""
 
     endpoint: str
     server_key: bytes
@@ -99,54 +99,71 @@ class Dialer(Protocol):
         """Let a dial that is under way fail; from another thread."""
 
     def on_no_welcome(self, error: RemoterError) -> RemoterError:
-        """Hear that nobody greeted us where the last dialling led; return what to say of it."""
+        """Note that nobody answered where the last dial led; return what to say of it."""
 
 
 def backoff() -> Iterator[float]:
     """Yield how long to wait before each new try, in seconds: growing, never in step."""
     pause = FIRST_PAUSE
     while True:
+        # Random, so that the notebooks of one laptop do not all log in at the same moment.
         yield pause * random.uniform(0.7, 1.3)  # noqa: S311 - nothing secret hangs on it
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
+class _Conversation:
+    """What outlives a connection: the numbers of items, and the items not acknowledged yet."""
+
+    def __init__(self, link: Link) -> None:
+        self.client_id = secrets.token_hex(8)  # by which the evaluator knows a client again
+        self.outbox = MemoryOutbox()
+        self.stream = ReliableStream(self.outbox)
+        self.inbound = InboundItems(link, self.stream)
+        self.ever_connected = False  # has a WELCOME ever come?
+        # What the evaluator that greeted last had received of each lane.
+        self.seen_there = dict.fromkeys(Lane, 0)
+
+
+@dataclass(eq=False)
+class _Connection:
+    """One connection to the evaluator: the tunnel, and the socket at its local end."""
+
+    endpoint: SessionEndpoint
+    socket: zmq.Socket[bytes]
+    pump: LinkConnection | None = None  # from the WELCOME on
+
+
+# 21 attributes: the state that its users read and the call-backs that they set are half of them.
 class Link:
-    """The front's end of a conversation."""
+    """The proxy's end of a conversation with the evaluator, over one connection after another."""
 
     def __init__(
         self, reactor: Reactor, dialer: Dialer, has_room: Callable[[], bool] = lambda: True
     ) -> None:
-        """Remember; `connect` begins. `has_room`: do clients take what comes?"""
+        """`has_room`: do Jupyter's clients take what is handed on?"""
         self.has_room = has_room
         self.reactor = reactor
         self.state = LinkState.IDLE
         self.error: RemoterError | None = None
-        self.since = time.monotonic()
+        self.since = time.monotonic()  # when it came into this state
         self.lost_at = self.since
-        self.losses = 0  # how many wires were lost
+        self.losses = 0  # how many connections were lost
         self.sent = self.received = 0  # bytes
         self.welcome: dict[str, Any] = {}
         self.on_item: Callable[[Channel, list[memoryview]], None] = lambda _channel, _parts: None
-        # Tells whom it concerns of an item that could not be taken in here; after that it is gone.
+        # Called for an item that could not be handed on; after that the item is gone.
         self.on_rejected: Callable[[Channel, Sequence[Bytes], Exception], None] = raise_error
         self.on_state: Callable[[LinkState], None] = lambda _state: None
-        self.identity: dict[str, str] = {}  # what the session should know of this front
-        self.pacer: IopubPacer | None = None  # between us and whoever hears, where that has limits
+        self.identity: dict[str, str] = {}  # what the session should know of this client
+        self.pacer: IopubPacer | None = None  # where whoever takes the output has limits
         self._dialer = dialer
-        self._id = secrets.token_hex(8)
-        self._outbox = MemoryOutbox()
-        self._stream = ReliableStream(self._outbox)
-        self._inbound = InboundItems(self, self._stream)
-        self._ever_connected = False  # has a WELCOME ever come?
-        self._seen_there = dict.fromkeys(Lane, 0)  # of ours, by the evaluator that greeted last
+        self._conversation = _Conversation(self)
         self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._endpoint: SessionEndpoint | None = None
-        self._pump: LinkConnection | None = None
-        self._timer: Timer | None = None
+        self._connection: _Connection | None = None
+        self._timer: Timer | None = None  # of the WELCOME, or of the next try
         self._backoff = backoff()
         self._dialed_at = self.since
-        self._try_limit = SHORTEST_TRY
+        self._try_limit = SHORTEST_TRY  # seconds
 
     def connect(self) -> None:
         """Dial now, unless that is under way or done."""
@@ -154,7 +171,7 @@ class Link:
             self._cancel_timer()
             self._dialed_at = time.monotonic()
             self._set_state(LinkState.DIALLING)
-            if self._ever_connected:
+            if self.ever_connected:  # the first dial may start a kernel, however long that takes
                 give_up = partial(self._on_try_timeout, self._dialed_at)
                 self.reactor.call_later(self._try_limit, give_up)
             Thread(self._dial, name="dial").start()
@@ -170,13 +187,12 @@ class Link:
     def send(
         self, channel: Channel, parts: list[Bytes], on_kept: Callable[[], object] | None = None
     ) -> int:
-        """Put something in the outbox, and on its way if there is one; return its number.
+        """Put a message in the outbox, and send it if there is a connection; return its number.
 
-        `on_kept` is called once the evaluator has confirmed to keep it.
+        `on_kept` is called once the evaluator has acknowledged it.
         """
-        number = self._outbox.add(channel, pack_parts(parts), on_kept)
-        if self._pump:
-            self._pump.flush()
+        number = self._conversation.outbox.add(channel, pack_parts(parts), on_kept)
+        self.flush()
         return number
 
     def flush(self) -> None:
@@ -185,53 +201,51 @@ class Link:
             self._pump.flush()
 
     def cancel_unsent(self, channel: Channel, number: int) -> bool:
-        """Take back what has never left this side; return whether that could be done."""
-        return not self.was_sent(channel, number) and self._outbox.withdraw(number)
+        """Take back a message that was never sent; return whether that could be done."""
+        is_unsent = not self.was_sent(channel, number)
+        return is_unsent and self._conversation.outbox.withdraw(number)
 
     def was_sent(self, channel: Channel, number: int) -> bool:
-        """Was what was said with this number ever sent from this side?"""
-        return self._stream.was_sent(LANE[channel], number)
+        """Was the message with this number ever sent? It may have arrived, then."""
+        return self._conversation.stream.was_sent(LANE[channel], number)
 
     def is_lost_there(self, channel: Channel, number: int) -> bool:
-        """Was this confirmed by an evaluator, and does the one that answers now not know of it?
+        """Did an evaluator acknowledge this, and does the one that answers now not know of it?
 
-        The disk there took nothing, and so nothing was written when the first one was killed.
+        That happens where the disk there took nothing, so that the journal lacked it when the
+        first evaluator was killed.
         """
         lane = LANE[channel]
-        return self._seen_there[lane] < number <= self._outbox.forgotten[lane]
+        forgotten = self._conversation.outbox.forgotten[lane]
+        return self._conversation.seen_there[lane] < number <= forgotten
 
     def fail(self, error: RemoterError) -> None:
-        """Give up this wire for a reason that only a person can mend."""
+        """Give up this connection for a reason that only a person can mend."""
         self.error = error
         self._close_connection()
         self._set_state(LinkState.FAILED)
 
     def reset(self) -> None:
-        """Be a new front, of a session yet to be started."""
+        """Be a new client, of a session yet to be started."""
         self._close_connection()
         self.deliver_all()
-        self._id = secrets.token_hex(8)
-        self._outbox = MemoryOutbox()
-        self._stream = ReliableStream(self._outbox)
-        self._inbound = InboundItems(self, self._stream)
-        self._ever_connected = False
-        self._seen_there = dict.fromkeys(Lane, 0)
+        self._conversation = _Conversation(self)
 
     def deliver_all(self) -> None:
         """Hand on all that has come, at any pace: nothing more will."""
-        self._inbound.deliver_all()
+        self._conversation.inbound.deliver_all()
         if self.pacer:
             self.pacer.deliver_all()
 
     @property
     def unacknowledged(self) -> int:
-        """How many things have been said that the evaluator has not confirmed to keep."""
-        return len(self._outbox)
+        """How many messages the evaluator has not acknowledged."""
+        return len(self._conversation.outbox)
 
     @property
     def state_age(self) -> float:
-        """How long it has been up, or down."""
-        is_down = self._ever_connected and self.state in {LinkState.WAITING, LinkState.DIALLING}
+        """For how many seconds it has been up, or down."""
+        is_down = self.ever_connected and self.state in {LinkState.WAITING, LinkState.DIALLING}
         return time.monotonic() - (self.lost_at if is_down else self.since)
 
     @property
@@ -248,11 +262,15 @@ class Link:
 
     @property
     def ever_connected(self) -> bool:
-        """Has the session ever been reached in this life?"""
-        return self._ever_connected
+        """Has this session ever been reached?"""
+        return self._conversation.ever_connected
+
+    @property
+    def _pump(self) -> LinkConnection | None:
+        return self._connection.pump if self._connection else None
 
     def close(self) -> None:
-        """Give everything back. The session is not told: that is an order of its own."""
+        """Give everything back. The session goes on: to end it is a command of its own."""
         self._set_state(LinkState.CLOSED)
         self._close_connection()
         self._context.term()
@@ -260,67 +278,68 @@ class Link:
     # Dialling --------------------------------------------------------------------------
 
     def _dial(self) -> None:
+        """Run in a thread of its own: logging in blocks."""
+        then: Callable[[], None]
         try:
-            line = self._dialer.dial()
+            then = partial(self._on_dialed, self._dialer.dial())
         except RemoterError as error:
-            self.reactor.call_soon_threadsafe(partial(self._on_error, error))
-        except Exception as error:  # noqa: BLE001 - a bug must reach the cell, too
-            trouble = RemoterError(f"Dialling failed unexpectedly: {type(error).__name__}: {error}")
-            self.reactor.call_soon_threadsafe(partial(self._on_error, trouble))
-        else:
-            self.reactor.call_soon_threadsafe(partial(self._on_dialed, line))
+            then = partial(self._on_error, error)
+        except Exception as bug:  # noqa: BLE001 - a bug must reach the cell, too
+            what = f"Dialling failed unexpectedly: {type(bug).__name__}: {bug}"
+            then = partial(self._on_error, RemoterError(what))
+        self.reactor.call_soon_threadsafe(then)
 
-    def _on_try_timeout(self, dialled_at: float) -> None:
+    def _on_try_timeout(self, dialed_at: float) -> None:
         """End a try that hangs: the network may have changed under it."""
-        if self.state is not LinkState.DIALLING or self._dialed_at != dialled_at:
+        if self.state is not LinkState.DIALLING or self._dialed_at != dialed_at:
             return
-        if self._dialer.has_asked:  # what was typed is not thrown away
+        if self._dialer.has_asked:  # what a person has typed is not thrown away
             return
-        self._try_limit *= 2  # it may be that slow
-        if self._socket:
-            self._on_welcome_timeout()
+        self._try_limit *= 2  # this network may be that slow
+        if self._connection:
+            self._on_no_answer()
         else:
             self._dialer.abort()
 
-    def _on_dialed(self, line: SessionEndpoint) -> None:
-        if self.state is not LinkState.DIALLING:
-            line.close()
+    def _on_dialed(self, endpoint: SessionEndpoint) -> None:
+        if self.state is not LinkState.DIALLING:  # closed, or reset, while the thread dialled
+            endpoint.close()
             return
-        self._endpoint = line
-        keys = line.server_key, line.public_key, line.secret_key
-        self._socket = wire = dealer_socket(self._context, *keys)
-        monitor = wire.get_monitor_socket(LOST_EVENTS)
+        keys = endpoint.server_key, endpoint.public_key, endpoint.secret_key
+        socket = dealer_socket(self._context, *keys)
+        self._connection = connection = _Connection(endpoint, socket)
+        monitor = socket.get_monitor_socket(LOST_EVENTS)
         self.reactor.add_reader(monitor, self._on_disconnect)
-        wire.connect(line.endpoint)  # only now: a cut at once would go unheard
-        self.reactor.add_reader(wire, self._on_readable)
-        self._stream.begin()
-        seen = list(self._stream.received.values()) if self._ever_connected else None
-        who = {**self.identity, "front": self._id}
-        hello = to_json({**who, "seen": seen, "said": self._stream.last_sent})
-        self._send_frame(wire, encode_message(self._stream.head(MessageType.HELLO), hello))
-        self._timer = self.reactor.call_later(WELCOME_WITHIN, self._on_welcome_timeout)
-        self._check_memory(wire, MessageMemoryGuard())
+        socket.connect(endpoint.endpoint)  # after the monitor, which else misses a cut at once
+        self.reactor.add_reader(socket, self._on_readable)
+        stream = self._conversation.stream
+        stream.begin()
+        seen = list(stream.received.values()) if self.ever_connected else None
+        who = {**self.identity, "front": self._conversation.client_id}
+        hello = to_json({**who, "seen": seen, "said": stream.last_sent})
+        self._send_frame(socket, encode_message(stream.head(MessageType.HELLO), hello))
+        self._timer = self.reactor.call_later(WELCOME_WITHIN, self._on_no_answer)
+        self._check_memory(connection, MessageMemoryGuard())
 
-    def _check_memory(self, wire: zmq.Socket[bytes], unseen: MessageMemoryGuard) -> None:
-        """End a wire whose other end sends a message without end."""
-        if self._socket is not wire:
+    def _check_memory(self, connection: _Connection, guard: MessageMemoryGuard) -> None:
+        """End a connection whose other end sends a message without end, every second."""
+        if self._connection is not connection:
             return
-        if unseen.has_grown(self.received):
-            if self._pump is None:
-                self._on_welcome_timeout()
+        if guard.has_grown(self.received):
+            if connection.pump is None:
+                self._on_no_answer()
                 return
-            self._pump.probe(ANSWERS_WITHIN)
-        self.reactor.call_later(POLL_EVERY, partial(self._check_memory, wire, unseen))
+            connection.pump.probe(ANSWERS_WITHIN)  # no answer comes through behind such a message
+        self.reactor.call_later(POLL_EVERY, partial(self._check_memory, connection, guard))
 
-    def _on_welcome_timeout(self) -> None:
+    def _on_no_answer(self) -> None:
         self._on_connection_end(Unreachable("The session was reached, but it did not answer."))
 
     def _on_readable(self) -> None:
-        wire = self._socket
-        if wire is None:
+        if self._connection is None:  # an earlier event of the same turn has closed it
             return
         until = self.received + READ_AT_ONCE
-        for frames in messages(wire):
+        for frames in messages(self._connection.socket):
             frame = frames[0] if len(frames) == 1 else b""  # nothing of ours has more than one
             self.received += len(frame)
             if self._pump:
@@ -331,42 +350,41 @@ class Link:
                 return
 
     def _on_welcome(self, frame: bytes) -> None:
-        """Hear the WELCOME and begin to talk."""
+        """Read the WELCOME, and let items flow."""
+        conversation, connection = self._conversation, self._connection
+        assert connection is not None  # noqa: S101 - the frame came through it
         try:
-            words, seen, begin = parse_welcome(frame)
-            check_received(seen, self._stream.last_sent)
+            fields, seen, begin = parse_welcome(frame)
+            check_received(seen, conversation.stream.last_sent)
         except ProtocolError as error:
             self._on_connection_end(error)
             return
-        if not self._ever_connected:
-            self._stream.received = dict(zip(Lane, begin, strict=True))
-            self._stream.acked = dict(self._stream.received)
+        if not conversation.ever_connected:  # a journal that was compacted begins later than at 0
+            conversation.stream.received = dict(zip(Lane, begin, strict=True))
+            conversation.stream.acked = dict(conversation.stream.received)
         self._cancel_timer()
-        self._ever_connected = True
-        self._seen_there = dict(zip(Lane, seen, strict=True))
-        self.welcome = words
+        conversation.ever_connected = True
+        conversation.seen_there = dict(zip(Lane, seen, strict=True))
+        self.welcome = fields
         self._backoff = backoff()
         self._try_limit = max(SHORTEST_TRY, TRY_FACTOR * (time.monotonic() - self._dialed_at))
-        wire = self._socket
-        assert wire is not None  # noqa: S101 - the frames came through it
-        self._pump = pump = LinkConnection(
-            self.reactor, self._stream, partial(self._send_frame, wire)
-        )
-        self._inbound.on_connection()
-        pump.on_item = self._inbound.on_item
-        pump.on_refused = self._inbound.reject
+        send_frame = partial(self._send_frame, connection.socket)
+        connection.pump = pump = LinkConnection(self.reactor, conversation.stream, send_frame)
+        conversation.inbound.on_connection()
+        pump.on_item = conversation.inbound.on_item
+        pump.on_refused = conversation.inbound.reject
         pump.on_end = self._on_connection_end
         try:
             self._set_state(LinkState.UP)
-        finally:  # whatever becomes of the news, a wire that is up is looked after
+        finally:  # an observer that raises must not leave the connection without its watch
             pump.start(seen)
 
-    def _send_frame(self, wire: zmq.Socket[bytes], frame: bytes) -> None:
+    def _send_frame(self, socket: zmq.Socket[bytes], frame: bytes) -> None:
         self.sent += len(frame)
         # A DEALER whose peer is gone would wait for another one, for ever. What is not sent is
-        # in the outbox still, and the monitor is about to say that this wire is lost.
+        # in the outbox still, and the monitor is about to say that this connection is lost.
         with contextlib.suppress(zmq.Again):
-            wire.send(frame, zmq.NOBLOCK)
+            socket.send(frame, zmq.NOBLOCK)
 
     # Losing ----------------------------------------------------------------------------
 
@@ -374,15 +392,13 @@ class Link:
         self._on_connection_end(Unreachable("The connection was cut."))
 
     def _on_connection_end(self, error: RemoterError) -> None:
-        """The wire is gone: come back at once the first time, then with growing pauses."""
-        if self._pump is None:
+        if self._pump is None:  # nobody has answered: the dialer may know another way
             error = self._dialer.on_no_welcome(error)
         self._close_connection()
-        if self.state is LinkState.CLOSED:
-            return
         self._on_error(error)
 
     def _on_error(self, error: RemoterError) -> None:
+        """Come back at once after a loss, then with growing pauses; or fail for good."""
         if self.state is LinkState.CLOSED:
             return
         was_up = self.state is LinkState.UP
@@ -390,34 +406,34 @@ class Link:
         self.lost_at = time.monotonic() if was_up else self.lost_at
         self.error = error
         self._close_connection()
-        may_retry = self._ever_connected or isinstance(error, AnotherWay)
+        # A first dial that fails is shown at once: a wrong name or password does not mend itself.
+        may_retry = self.ever_connected or isinstance(error, AnotherWay)
         if not (may_retry and error.worth_retrying):
             self._set_state(LinkState.FAILED)
             return
         self._set_state(LinkState.WAITING)
-        # A try that waited in vain was a pause, too: while nobody answers, somebody is asked.
+        # The time that the failed try took counts as a pause.
         pause = 0.0 if was_up else next(self._backoff) - (time.monotonic() - self._dialed_at)
         self._timer = self.reactor.call_later(max(0.0, pause), self.connect)
 
     def _close_connection(self) -> None:
-        """Let go of the wire and what carried it."""
+        """Close the socket and the tunnel; nothing that happens to them is reported any more."""
         self._cancel_timer()
-        pump, self._pump = self._pump, None
-        if pump:
-            pump.on_end = lambda _error: None
-            pump.end(Unreachable("dropped"))
-        self._stream.close()
-        wire, self._socket = self._socket, None
-        if wire:
-            monitor = wire.get_monitor_socket()
-            self.reactor.remove_reader(monitor)
-            wire.disable_monitor()
-            monitor.close(linger=0)
-            self.reactor.remove_reader(wire)
-            wire.close(linger=200)
-        line, self._endpoint = self._endpoint, None
-        if line:
-            Thread(line.close, name="hang up").start()
+        connection, self._connection = self._connection, None
+        if connection and connection.pump:
+            connection.pump.on_end = lambda _error: None
+            connection.pump.end(Unreachable("dropped"))
+        self._conversation.stream.close()
+        if connection is None:
+            return
+        socket = connection.socket
+        monitor = socket.get_monitor_socket()
+        self.reactor.remove_reader(monitor)
+        socket.disable_monitor()
+        monitor.close(linger=0)
+        self.reactor.remove_reader(socket)
+        socket.close(linger=200)  # milliseconds, for a last command
+        Thread(connection.endpoint.close, name="hang up").start()  # that waits for the network
 
     def _cancel_timer(self) -> None:
         if self._timer:

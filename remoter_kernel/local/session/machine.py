@@ -1,15 +1,14 @@
-"""This machine as sessions know it: an id of its own, and which fronts live on it.
+"""This machine as sessions know it: its id, which proxies live on it, and when it was asleep.
 
-A front holds the lock of a file for as long as it lives, whatever its link does; however
-it ends, the lock is free at once. So a lid that is closed is told from a crash.
+A proxy holds the lock of a file for as long as it lives, whatever its link does; however it
+ends, the system frees the lock at once. So sessions tell a closed lid from a crash.
 
-Notices that this machine was asleep, or that this process was stopped for a while. No system tells
-all programs that it wakes up. But the monotonic clock of most stands still meanwhile, and every
-timer is late by the wall clock: that can be seen anywhere.
+No system tells all programs that it wakes up. But the monotonic clock of most stands still while
+they sleep, and then every timer is late by the wall clock: `SuspendDetector` looks for that.
 
-A client that ends a kernel and starts another at once means: restart it (VS Code). Nothing in what
-it says tells that from closing a notebook and opening it again; the time between the two does, and
-who has started both.
+A client that ends a kernel and starts another at once means: restart it (VS Code). No message
+tells that from closing a notebook and opening it again; the time between the two does, and
+the process that has started both.
 """
 
 from __future__ import annotations
@@ -40,23 +39,23 @@ _ID = re.compile(r"[0-9a-f]{24}")
 POLL_EVERY = 2.0  # seconds
 SUSPENDED_FOR = 3.0  # seconds that are missing; a busy machine is late by less
 
-_PARENT = os.environ.get("JPY_PARENT_PID", "")
-_FIRST_PARENT = os.getppid()
+_PARENT = os.environ.get("JPY_PARENT_PID", "")  # set by jupyter_client's LocalProvisioner
+_FIRST_PARENT = os.getppid()  # once that process has ended, a child gets another parent
 
-RESTART_WITHIN = 5.0  # seconds from a front's end to the start of the next
-KEPT_FOR = 3600.0  # seconds; what is older is of no use to anyone
+RESTART_WITHIN = 5.0  # seconds from a proxy's end to the start of the next
+KEPT_FOR = 3600.0  # seconds; far more than RESTART_WITHIN
 
 
 def machine_id() -> str:
-    """Return what sessions know this machine and person by; made once, at random.
+    """Return the id by which sessions know this machine and person; "" where none can be kept.
 
-    Empty where that cannot be kept.
+    It is made once, at random: a host name is neither unique nor lasting.
     """
     path = state_folder() / "laptop"
     try:
         if known := _read_id(path):
             return known
-        with file_lock(path):
+        with file_lock(path):  # two proxies that start together must agree on one id
             known = _read_id(path)
             if not known:
                 write_private_file(path, known := secrets.token_hex(12))
@@ -74,20 +73,20 @@ def _read_id(path: Path) -> str:
 
 
 class LivenessLock:
-    """A front's sign that it lives; `acquire` it, and `release` it at the end."""
+    """A locked file that shows that a proxy lives: `acquire` it, and `release` it at the end."""
 
     def __init__(self, kernel_id: str) -> None:
-        """Remember whose front it is."""
         self._kernel_id = kernel_id
         self._path = _locks_folder()
         self._file = -1
 
     def acquire(self) -> bool:
-        """Show the sign; False where this machine's files cannot be locked."""
+        """Make and lock the file; False where this machine's files cannot be locked (some NFS)."""
         folder = _locks_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while self._file < 0:  # who looks for dead ones may have removed it in between
+            # `live_kernel_ids` of another proxy may remove the file before it is locked.
+            while self._file < 0:
                 self._path = folder / f"{self._kernel_id}-{secrets.token_hex(4)}"
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
                 if try_lock(file) and self._path.exists():
@@ -99,15 +98,15 @@ class LivenessLock:
         return True
 
     def release(self) -> None:
-        """Take the sign away."""
+        """Unlock and remove the file."""
         if self._file >= 0:
-            os.close(self._file)
+            os.close(self._file)  # first: Windows removes no file that is open
             self._file = -1
             _remove_lock(self._path)
 
 
 def live_kernel_ids() -> set[str]:
-    """Return the kernel ids of the fronts that live on this machine; signs of dead ones go."""
+    """Return the kernel ids of the proxies that live here; remove the files of dead ones."""
     living = set()
     for path in _locks_folder().glob("*-*"):
         try:
@@ -115,11 +114,13 @@ def live_kernel_ids() -> set[str]:
         except FileNotFoundError:
             continue
         except OSError:
-            living.add(_kernel_id_of(path))  # as far as anyone can say
+            living.add(_kernel_id_of(path))  # nobody can say that it is dead
             continue
         try:
+            # Shared: two that look at once must not take each other for a living proxy.
             is_dead = try_lock(file, is_shared=True)
-            if is_dead:  # while it is locked: a front that is just coming makes another one
+            # Removed while locked: a proxy that is about to lock it sees that, and makes another.
+            if is_dead:
                 _remove_lock(path)
         except OSError:
             is_dead = False
@@ -146,7 +147,7 @@ def _locks_folder() -> Path:
 
 
 class SuspendDetector:
-    """Calls back when time has passed that this process has not lived through."""
+    """Calls back after this machine was asleep, or this process stopped for a while."""
 
     def __init__(
         self,
@@ -154,20 +155,20 @@ class SuspendDetector:
         on_resume: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Remember; `clock` is the wall's, in seconds."""
+        """`clock` is the wall's, in seconds."""
         self._reactor = reactor
         self._on_resume = on_resume
         self._clock = clock
         self._due = 0.0
 
     def start(self) -> None:
-        """Look at the clock from now on."""
+        """Compare the clock with the timers from now on."""
         self._due = self._clock() + POLL_EVERY
         self._reactor.call_later(POLL_EVERY, self._poll)
 
     def _poll(self) -> None:
-        # A clock that was set, forwards or back, looks the same, and to look after the link
-        # once too often does no harm.
+        # A clock that was set, forwards or back, looks the same; to probe the link once too
+        # often does no harm.
         was_away = abs(self._clock() - self._due) > SUSPENDED_FOR
         self.start()
         if was_away:
@@ -175,7 +176,7 @@ class SuspendDetector:
 
 
 def has_pid() -> bool:
-    """Was this process started by a Jupyter that wants its kernels to go with it?"""
+    """Was this process started by a Jupyter that wants its kernels to end with it?"""
     return _PARENT.isdigit()
 
 
@@ -197,24 +198,24 @@ def _is_pipe(descriptor: int) -> bool:
 
 
 def has_exited() -> bool:
-    """Has that process ended? On Windows the variable holds a handle, elsewhere a number."""
+    """Has that process ended?"""
     if sys.platform == "win32":
         import ctypes  # noqa: PLC0415 - Windows alone needs it
 
-        has_ended = 0  # WAIT_OBJECT_0
+        has_ended = 0  # WAIT_OBJECT_0; on Windows JPY_PARENT_PID holds a handle, not a number
         return bool(ctypes.windll.kernel32.WaitForSingleObject(int(_PARENT), 0) == has_ended)
     return os.getppid() != _FIRST_PARENT
 
 
 class ProxyExit(NamedTuple):
-    """A front that was ended without a word: which kernel it was, and of which session."""
+    """A proxy that was ended without a shutdown_request: which kernel, and of which session."""
 
     kernel_id: str
     session: str
 
 
 def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
-    """Leave a sign of this front's end; one that cannot be left is no trouble."""
+    """Leave a note of this proxy's end; without it, a restart looks like a new notebook."""
     try:
         write_private_file(_marker_path(remote, notebook), json.dumps(departure._asdict()))
     except (OSError, CannotWrite):
@@ -223,7 +224,7 @@ def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
 
 
 def previous_exit(remote: str, notebook: str, started: float) -> ProxyExit | None:
-    """Return the front that this one, `started` at that time (since 1970), was started for."""
+    """Return the proxy in whose place this one was `started` (seconds since 1970), if any."""
     sign = _marker_path(remote, notebook)
     try:
         left = sign.stat().st_mtime
@@ -237,6 +238,7 @@ def previous_exit(remote: str, notebook: str, started: float) -> ProxyExit | Non
 
 
 def _marker_path(remote: str, notebook: str) -> Path:
+    # With the parent: two editors may have the same notebook open.
     who = json.dumps([os.getppid(), remote, notebook])
     return _markers_folder() / f"{hashlib.sha256(who.encode()).hexdigest()[:24]}.json"
 
@@ -250,5 +252,5 @@ def _remove_old() -> None:
         try:
             if time.time() - sign.stat().st_mtime > KEPT_FOR:
                 sign.unlink()
-        except OSError:  # another front was quicker
+        except OSError:  # another proxy was quicker
             continue

@@ -1,7 +1,7 @@
-"""Which sessions were seen last on each remote: for whoever completes a word, and must not wait.
+"""Which sessions were seen last on each remote: for shell completion, which must not log in.
 
-A shell may put these words on its command line: what is no id of a session is not kept, and
-not read, for another version may have kept it.
+A shell may put these words on its command line: what is no session id is not written, and
+not read either, for another version may have written it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 FIELDS = ("id", "state", "notebook", "script")
 MOST_SESSIONS = 100  # of one remote, the newest
-# What a file does that is not there, or torn, or none of ours.
+# Raised for a file that is gone, torn by a full disk, or not ours.
 UNUSABLE_FILE = (OSError, ValueError, AttributeError, TypeError, RecursionError)
 
 
 def store_sessions(remote: str, sessions: Iterable[dict[str, Any]]) -> None:
-    """Keep what a remote has told of its sessions."""
+    """Keep what a remote has answered about its sessions."""
     kept = [{key: each.get(key) or "" for key in FIELDS} for each in sessions]
     kept = [each for each in kept if is_session_id(each["id"])][:MOST_SESSIONS]
     if is_name(remote) and kept != load_sessions().get(remote, []):
-        with contextlib.suppress(CannotWrite):  # it is only a memory
+        with contextlib.suppress(CannotWrite):  # completion then offers less
             write_private_file(_sessions_cache() / f"{remote}.json", json.dumps(kept))
 
 
 def add_session(remote: str, session: str, script: str = "") -> None:
-    """Know a session that has just begun."""
+    """Add a session that has just begun."""
     known = [each for each in load_sessions().get(remote, []) if each["id"] != session]
     store_sessions(remote, [{"id": session, "script": script}, *known])
 
 
 def discard_sessions(remote: str) -> None:
-    """Know nothing of a remote any more."""
+    """Forget the sessions of a remote."""
     (_sessions_cache() / f"{remote}.json").unlink(missing_ok=True)
 
 

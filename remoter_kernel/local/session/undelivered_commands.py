@@ -1,7 +1,7 @@
-"""Restart or stop, pressed while the link was down: written down here until a login.
+"""Restart or stop, pressed while the link was down: saved here until the next login.
 
-One small file per order, so that two fronts never write the same one. A file goes once the
-remote has said what became of it; what makes no sense goes with a word to the person.
+Each command is a small file of its own, so that two proxies never write the same one. The file goes
+once the remote has answered what became of it; one that makes no sense goes with a notice.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ DISCARD_AFTER = 30 * 24 * 3600.0  # seconds that one may wait for the machine th
 
 
 class UndeliveredCommand(NamedTuple):
-    """What waits for a login: its file, as it was read, and what it says."""
+    """A command that waits for a login: its file, as it was read, and its fields."""
 
     path: Path
     text: str
-    fields: dict[str, Any]  # empty: it makes no sense
+    fields: dict[str, Any]  # empty: the text makes no sense
     age: float = 0.0  # seconds
 
     @property
     def as_sent(self) -> dict[str, Any]:
-        """What it says, and the name by which the remote tells what became of it."""
+        """Its fields, and the name by which the remote answers what became of it."""
         return {**self.fields, "name": self.path.stem}
 
 
 def save_command(remote: str, kernel_id: str, session: str, command: str) -> None:
-    """Remember that a session should be restarted or stopped; it may not have an id yet.
+    """Save that a session should be restarted or stopped; it may not have an id yet.
 
-    By its `nonce` the remote knows what it has carried out already: several logins may bring it.
+    By its `nonce` the remote knows a command that it has carried out: several logins may bring it.
     """
     words = {"order": command, "kernel_id": kernel_id, "session": session}
     words["nonce"] = secrets.token_hex(8)
@@ -49,13 +49,13 @@ def save_command(remote: str, kernel_id: str, session: str, command: str) -> Non
 
 
 def load_commands(remote: str) -> tuple[UndeliveredCommand, ...]:
-    """Return what waits for a remote's next login."""
+    """Return the commands that wait for a remote's next login."""
     found = (_read_command(path) for path in sorted(_commands_folder(remote).glob("*.json")))
     return tuple(order for order in found if order is not None)
 
 
 def discard_commands(remote: str, *kernel_ids: str) -> None:
-    """Forget orders that were carried out."""
+    """Remove commands that were carried out."""
     for kernel_id in kernel_ids:
         (_commands_folder(remote) / f"{kernel_id}.json").unlink(missing_ok=True)
 
@@ -63,12 +63,12 @@ def discard_commands(remote: str, *kernel_ids: str) -> None:
 def discard_answered(
     sent: tuple[UndeliveredCommand, ...], answers: list[dict[str, str]]
 ) -> list[str]:
-    """Forget what has become of something; return a sentence for each that cannot be done.
+    """Remove the commands that were answered; return a sentence for each that cannot be done.
 
     What the remote has not tried, or what another machine has to do, stays for a while.
     """
     answered = {answer["name"]: answer for answer in answers}
-    told = []
+    notices = []
     for order in sent:
         why = ""
         answer = answered.get(order.path.stem)
@@ -81,8 +81,8 @@ def discard_answered(
         elif not (answer and answer["became"] == "done"):
             continue
         if _remove_command(order) and why:
-            told.append(_sentence(order.fields, why))
-    return told
+            notices.append(_sentence(order.fields, why))
+    return notices
 
 
 def _sentence(words: dict[str, Any], why: str) -> str:
@@ -98,7 +98,7 @@ def _sentence(words: dict[str, Any], why: str) -> str:
 
 
 def _read_command(path: Path) -> UndeliveredCommand | None:
-    """Read one file; None: another front has taken it, or the disk does not give it just now."""
+    """Read one file; None: another proxy has removed it, or the disk fails just now."""
     try:
         age = time.time() - path.stat().st_mtime
         text = _read_limited(path)
@@ -106,13 +106,13 @@ def _read_command(path: Path) -> UndeliveredCommand | None:
         return None
     words: Any = None
     with contextlib.suppress(ValueError, RecursionError):
-        if len(text.encode()) <= LARGEST:  # fails where it is no text
+        if len(text.encode()) <= LARGEST:  # ValueError where it is not UTF-8
             words = json.loads(text)
     return UndeliveredCommand(path, text, words if _is_valid(words) else {}, age)
 
 
 def _read_limited(path: Path) -> str:
-    """Return what it holds, and a little more of it than is ours at the most."""
+    """Read a byte more than is allowed at most, so that the caller sees that it is too long."""
     with path.open("rb") as file:
         return file.read(LARGEST + 1).decode(errors="surrogateescape")
 
@@ -125,7 +125,7 @@ def _is_valid(words: object) -> bool:
 
 
 def _remove_command(order: UndeliveredCommand) -> bool:
-    """Remove its file, unless another one is in its place by now."""
+    """Remove its file, unless a newer one is in its place; False if the disk refuses."""
     with contextlib.suppress(OSError):
         if _read_limited(order.path) != order.text:
             return True

@@ -1,1 +1,1 @@
-"""Carries files there and back."""
+"""Copies files there and back."""

@@ -1,4 +1,4 @@
-"""Carries files between this side and a remote, and goes on where it was when the link is cut.
+"""Copies files between this machine and a remote, and goes on where it was when the link is cut.
 
 Blocks; `stop` may be called from another thread.
 """
@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import ProtocolError, RemoteLacks, RemoterError, Unreachable
 from remoter_kernel.local.launch.launcher import notify_if_slow, open_transfer
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from remoter_kernel.transfer.plan import Plan
 
 CONNECT_WITHIN = 5.0  # seconds; it is on this machine
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries: nobody waits at a prompt
 MOST_TRIES = 8  # without a byte that came through
 PROGRESS_EVERY = 0.1  # seconds
 ASK_OWNER = "Nothing more was carried. Ask who runs it."
@@ -66,11 +66,11 @@ class SocketEnds:
         self._connection = connection
 
     def fileno(self) -> int:
-        """The descriptor to wait at for what comes."""
+        """The descriptor to select for reading."""
         return self._connection.fileno()
 
     def read_into(self, view: memoryview) -> int:
-        """Read what is there."""
+        """Read what is there; 0 is the end."""
         return self._connection.recv_into(view)
 
     def write(self, view: memoryview) -> int:
@@ -78,26 +78,26 @@ class SocketEnds:
         return self._connection.send(view)
 
     def end(self) -> None:
-        """Let whoever waits in the other two fail."""
+        """Let a blocked `read_into` or `write` fail: `close` would not wake them."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class Transfer:
-    """One errand: `run` it, once."""
+    """One transfer: `run` it, once."""
 
     def __init__(
         self,
         spec: TransferSpec,
         remote: Remote,
         log_in: Callable[[bool], AbstractContextManager[Login]],
-        on_progress: Callable[[TransferProgress], None] = lambda _journey: None,
+        on_progress: Callable[[TransferProgress], None] = lambda _progress: None,
         *,
         plan: Plan | None = None,
     ) -> None:
-        """Remember; `log_in(in_doubt)` gives a login, after a cut one that is not believed.
+        """`log_in(in_doubt)` gives a login; in doubt, one that is checked, as the last may be dead.
 
-        `plan`: what is to be put, where somebody was asked about just that.
+        `plan`: what is to be put, where a person was asked about just that.
         """
         self._plan = plan
         self._spec = spec
@@ -105,22 +105,21 @@ class Transfer:
         self._log_in = log_in
         self._on_progress = on_progress
         self._progress = TransferProgress(is_put=spec.is_put, remote=remote.name)
-        self._endpoint: Sender | Receiver | None = None  # ours
-        self._duplex: FramedStream | None = None
-        self._started_at = self._reported_at = self._attempt_began = 0.0
-        self._attempt_began_with = 0  # bytes
-        self._size_at_cut = 0  # bytes, when the link was cut last
+        self._endpoint: Sender | Receiver | None = None  # the local end
+        self._stream: FramedStream | None = None  # while one is open
+        self._started_at = self._reported_at = 0.0
+        self._attempt: tuple[float, int] | None = None  # when its first bytes came, and after which
         self._is_stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let it end soon; from another thread."""
+        """Interrupt it; from another thread."""
         self._is_stopped.set()
-        duplex = self._duplex
-        if duplex:
-            duplex.stop()
+        stream = self._stream  # the other thread may set it to None meanwhile
+        if stream:
+            stream.stop()
 
     def run(self) -> TransferResult:
-        """Do it; a RemoterError says why nothing more comes of it."""
+        """Copy all; a RemoterError says why not."""
         self._started_at = time.monotonic()
         spec = self._spec
         try:
@@ -148,63 +147,64 @@ class Transfer:
         return self._result(time.monotonic() - self._started_at)
 
     def _retry_until_done(self) -> None:
-        """Try until it is done, as long as something comes through."""
+        """Try until all is copied; give up after MOST_TRIES without a byte that came through."""
         tries, pause = 0, FIRST_PAUSE
+        size_at_cut = 0  # bytes
         while True:
             try:
-                self._attempt(in_doubt=tries > 0)
+                self._try_once(in_doubt=tries > 0)
             except Unreachable as error:
                 if not self._handshake_done() or self._is_stopped.is_set():
                     raise
-                if self._progress.size > self._size_at_cut:
-                    tries, pause = 0, FIRST_PAUSE
-                self._size_at_cut = max(self._size_at_cut, self._progress.size)
+                if self._progress.size > size_at_cut:  # something came through: it is worth it
+                    tries, pause, size_at_cut = 0, FIRST_PAUSE, self._progress.size
                 tries += 1
                 if tries > MOST_TRIES:
-                    raise _gave_up_error(error) from None
+                    raise Unreachable(
+                        f"The link was lost, and did not come back: {error.what}",
+                        "What has arrived stays; run it again, and it goes on where it stopped.",
+                    ) from None
                 self._report_note(f"the link was lost, try {tries} of {MOST_TRIES}")
             else:
                 return
             self._is_stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _attempt(self, *, in_doubt: bool) -> None:
+    def _try_once(self, *, in_doubt: bool) -> None:
         with self._log_in(in_doubt) as login:
             with notify_if_slow(self._remote.host, self._report_note):
                 way = open_transfer(login, self._remote)
             try:
                 connection = connect_to_listener(way.address, CONNECT_WITHIN)
-                connection.sendall(way.secret)
+                connection.sendall(way.secret)  # other users of this machine can connect there, too
             except OSError as error:
                 raise Unreachable(f"the connection is gone ({error}).") from None
             with connection:
                 self._run_protocol(FramedStream(SocketEnds(connection)))
 
-    def _run_protocol(self, duplex: FramedStream) -> None:
-        self._duplex, self._attempt_began = duplex, 0.0
-        duplex.start()
-        try:
-            if self._is_stopped.is_set():
-                raise Unreachable("it was interrupted.")
-            duplex.send_json(FrameType.WISH, self._request())
-            assert self._endpoint is not None  # noqa: S101 - made before the first try
-            self._endpoint.run(duplex)
-        finally:
-            self._duplex = None
-            duplex.stop()
-            duplex.close()
-
-    def _request(self) -> dict[str, Any]:
+    def _run_protocol(self, stream: FramedStream) -> None:
         spec = self._spec
-        return {
+        request = {
             "transfer": TRANSFER_VERSION,
             "do": "receive" if spec.is_put else "send",
             "to": spec.to,
             "sources": list(spec.sources),
             "cwd": spec.there,
             "dry": spec.is_dry,
-            "asks": self._handshake_done(),
+            "asks": self._handshake_done(),  # after a cut, small files may be there, too
         }
+        self._stream, self._attempt = stream, None
+        stream.start()
+        try:
+            if self._is_stopped.is_set():  # before `stop` could see the stream
+                raise Unreachable("it was interrupted.")
+            stream.send_json(FrameType.WISH, request)
+            assert self._endpoint is not None  # noqa: S101 - made before the first try
+            self._endpoint.run(stream)
+        finally:
+            self._stream = None
+            stream.stop()
+            stream.close()
 
     def _handshake_done(self) -> bool:
         """Has the other end ever answered?"""
@@ -213,35 +213,28 @@ class Transfer:
     # --- how far it is ---
 
     def _on_bytes(self, size: int, files: int) -> None:
-        """Hear how much has been sent, or received; say so now and then."""
-        journey, now = self._progress, time.monotonic()
-        if not self._attempt_began:  # of this try
-            self._attempt_began, self._attempt_began_with = now, size
-            self._set_totals()
-        journey.size, journey.files = size, files
-        is_last = files == journey.all_files
+        """Count what has been sent, or received; report it now and then."""
+        progress, end, now = self._progress, self._endpoint, time.monotonic()
+        if self._attempt is None:  # the totals are known by now, and may be others than before
+            self._attempt = now, size
+            if isinstance(end, Sender):
+                progress.all_size, progress.all_files = end.plan.size, end.plan.files
+            elif end:
+                progress.all_size = end.start.get("size", 0)
+                progress.all_files = end.start.get("files", 0)
+        progress.size, progress.files = size, files
+        is_last = files == progress.all_files
         if not is_last and now - self._reported_at < PROGRESS_EVERY:
             return
         self._reported_at = now
-        journey.seconds = now - self._started_at
-        journey.recent, journey.recent_seconds = (
-            size - self._attempt_began_with,
-            now - self._attempt_began,
-        )
-        journey.note = ""
-        self._on_progress(journey)
-
-    def _set_totals(self) -> None:
-        """Learn how much there will be."""
-        end = self._endpoint
-        if isinstance(end, Sender):
-            self._progress.all_size, self._progress.all_files = end.plan.size, end.plan.files
-        elif end:
-            self._progress.all_size = end.start.get("size", 0)
-            self._progress.all_files = end.start.get("files", 0)
+        began, began_with = self._attempt
+        progress.seconds = now - self._started_at
+        progress.recent, progress.recent_seconds = size - began_with, now - began
+        progress.note = ""
+        self._on_progress(progress)
 
     def _report_name(self, word: str, name: str) -> None:
-        """Say what a source is called that was asked for by no name, before it is written."""
+        """Report the name of a source that was asked for as `.` or `~`, before it is written."""
         self._report_note(f"{escape_name(word)} is called {escape_name(name)} there")
 
     def _report_note(self, note: str) -> None:
@@ -255,14 +248,10 @@ class Transfer:
         if isinstance(end, Sender):
             plan, names = end.plan, [str(top["name"]) for top in end.plan.tops]
             places = dict(zip(names, end.targets, strict=False))
+            entries = [(item.place, item.entry) for item in plan.items]
             rows = [
-                (
-                    item.place,
-                    item.entry.kind,
-                    item.entry.size,
-                    _target_of_entry(item.entry.path, places),
-                )
-                for item in plan.items
+                (place, entry.kind, entry.size, _target_of_entry(entry.path, places))
+                for place, entry in entries
             ]
             left_out, (files, size) = plan.left_out, end.arrived
         else:
@@ -285,10 +274,3 @@ def _target_of_entry(path: str, places: dict[str, str]) -> str:
     """Return where an entry goes, of which it is known where its source goes."""
     top, slash, rest = path.partition("/")
     return f"{places.get(top, top)}{slash}{rest}"
-
-
-def _gave_up_error(error: Unreachable) -> Unreachable:
-    return Unreachable(
-        f"The link was lost, and did not come back: {error.what}",
-        "What has arrived stays; run it again, and it goes on where it stopped.",
-    )

@@ -1,4 +1,4 @@
-"""What is said of files on their way: how far they are, what came of it, what went wrong (pure)."""
+"""A file transfer in words: what is to be copied, how far it is, its result, its errors (pure)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
 from remoter_kernel.local.history.link_status import format_size
-from remoter_kernel.plain_text import plain_text
+from remoter_kernel.plain_text import count_of, plain_text
 from remoter_kernel.transfer.framed_stream import FileTrouble, TroubleCode
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ LONGEST_NAME = 1000  # characters that are shown
 
 @dataclass(frozen=True)
 class TransferSpec:
-    """What is to be carried, and which way."""
+    """What is to be copied, and which way."""
 
     is_put: bool
     sources: tuple[str, ...]
     to: str
-    here: Path  # the folder of this side in which paths begin
-    there: str  # the folder of that side; "": the home
+    here: Path  # the local folder in which paths begin
+    there: str  # the remote folder in which paths begin; "": the home
     is_dry: bool = False
 
     @property
@@ -47,14 +47,14 @@ class TransferProgress:
     all_size: int = 0
     all_files: int = 0
     seconds: float = 0.0
-    recent: int = 0  # bytes of this try: the rate is theirs
+    recent: int = 0  # bytes of this try: the rate leaves out what an earlier one had sent
     recent_seconds: float = 0.0
     note: str = ""
 
     @property
     def share(self) -> float:
         """From 0 to 1."""
-        if not self.all_size:
+        if not self.all_size:  # empty files alone
             return self.files / self.all_files if self.all_files else 0.0
         return min(1.0, self.size / self.all_size)
 
@@ -69,7 +69,7 @@ class TransferProgress:
         return (self.all_size - self.size) / self.rate if self.rate > 0 else None
 
     def completed(self) -> TransferProgress:
-        """Return how far it is once all has been carried."""
+        """Return how far it is once all has been copied."""
         return replace(self, size=self.all_size, files=self.all_files, note="")
 
 
@@ -88,7 +88,7 @@ class TransferResult:
 
     @property
     def has_arrived(self) -> bool:
-        """Has anything: a file, or folders without any?"""
+        """Has anything arrived: a file, or folders without any?"""
         return not self.is_dry and (self.files > 0 or not self.troubles)
 
 
@@ -119,7 +119,7 @@ def progress_line(progress: TransferProgress) -> str:
 
 
 def progress_html(progress: TransferProgress) -> str:
-    """Show the same as a bar in HTML; nothing that the far side names is in it."""
+    """Show the same as a bar in HTML; the note may hold names from the remote: it is escaped."""
     return (
         f'<div><progress value="{progress.share:.4f}" max="1" '
         'style="width: 24em; vertical-align: middle"></progress> '
@@ -128,8 +128,8 @@ def progress_html(progress: TransferProgress) -> str:
 
 
 def transfer_summary(spec: TransferSpec, remote: str, result: TransferResult) -> str:
-    """Say in a line what has been carried."""
-    files = "1 file" if result.files == 1 else f"{result.files} files"
+    """Return a line about a transfer that has ended."""
+    files = count_of(result.files, "file")
     where = result.targets[0] if len(result.targets) == 1 else f"{spec.to or '.'}"
     place = escape_name(f"{remote}:{where}" if spec.is_put else where)
     said = f"{files}, {format_size(result.size)} in {result.seconds:.1f} s to {place}"
@@ -148,7 +148,7 @@ def dry_run_lines(rows: Iterable[tuple[str, str, int, str]]) -> list[str]:
 
 
 def escape_name(name: str) -> str:
-    """Write on one line what either side names; what no terminal should get is escaped."""
+    """Write a file's name on one line; what a terminal would act on is escaped."""
     return plain_text(name, escapes=True, most=LONGEST_NAME)
 
 
@@ -156,7 +156,7 @@ def escape_name(name: str) -> str:
 
 
 def transfer_error(trouble: FileTrouble, spec: TransferSpec, remote: str) -> RemoterError:
-    """Make one sentence of a file's trouble: which file, which side, what to do."""
+    """Make one sentence of a file's trouble: which file, on which machine, what to do."""
     is_there = trouble.is_from_peer
     path, reason = escape_name(trouble.path), escape_name(trouble.reason)
     if trouble.code is TroubleCode.UNSAFE and not spec.is_put and not is_there:
@@ -192,7 +192,7 @@ def _transfer_advice(trouble: TroubleCode, spec: TransferSpec, *, is_there: bool
             "Try again; if it stays so, look at the disks and memory of both sides."
         ),
         TroubleCode.UNSAFE: "Name another folder, or move what is in the way.",
-        TroubleCode.WORDS: "Mend that, and ask again.",
+        TroubleCode.WORDS: "",  # the reason says it all
     }.get(trouble, "Mend that, and run it again.")
 
 
@@ -202,6 +202,5 @@ def first_error(troubles: Sequence[RemoterError]) -> RemoterError | None:
         return None
     first = troubles[0]
     if len(troubles) > 1:
-        more = len(troubles) - 1
-        first.advice += f" {more} other file{'s' * (more > 1)} had trouble, too."
+        first.advice += f" {count_of(len(troubles) - 1, 'other file')} had trouble, too."
     return first
