@@ -33,8 +33,8 @@ LONGER_WITH_REASON = {
     "remoter_kernel/protocol/output_backlog.py",  # one subject: what becomes of outputs that wait
     "remoter_kernel/transfer/sender.py",  # one subject: a plan on its way
     "remoter_kernel/evaluator/launch.py",  # one subject: a session is found, or begun
-    "remoter_kernel/evaluator/query.py",  # one subject: what a person asks about sessions
-    "remoter_kernel/evaluator/kernel_process.py",  # one subject: a kernel, its ports and its end
+    "remoter_kernel/protocol/kernel_client.py",  # one subject: what a kernel sends, in its order
+    "remoter_kernel/protocol/requests.py",  # one subject: the table, and its rules
     "remoter_kernel/protocol/stream.py",  # one subject: numbers, acknowledgements and credit
     "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
     "remoter_kernel/local/run/runner.py",  # one subject: code without Jupyter
