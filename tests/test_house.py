@@ -36,8 +36,8 @@ LONGER_WITH_REASON = {
     "remoter_kernel/transfer/sender.py",  # one subject: a plan on its way
     "remoter_kernel/evaluator/launch.py",  # one subject: a session is found, or begun
     "remoter_kernel/local/history/fault_report.py",  # one text, line by line
-    "remoter_kernel/evaluator/query.py",  # one subject: what a person asks about sessions
-    "remoter_kernel/evaluator/kernel_process.py",  # one subject: a kernel, its ports and its end
+    "remoter_kernel/protocol/kernel_client.py",  # one subject: a kernel's messages, in its order
+    "remoter_kernel/protocol/requests.py",  # one subject: the table, and what each stage means
     "remoter_kernel/protocol/stream.py",  # one subject: numbers, acknowledgements and credit
     "remoter_kernel/transfer/receiver.py",  # one subject: what arrives, and where it goes
     "remoter_kernel/local/proxy/magics/magic.py",  # one subject: the verbs of %remoter
