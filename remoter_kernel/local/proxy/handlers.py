@@ -76,7 +76,8 @@ class RemoteKernelFacts:
 class ProxyContext:
     """The parts of the proxy, as handlers and messages of the session need them."""
 
-    # 18 attributes: each handler needs another three or four of the proxy's parts.
+    # 17 attributes: each handler needs another three or four of the proxy's parts, and a context
+    # for each would be wired in one place all the same.
     reactor: Reactor
     requests: Requests
     replies: ReplySender

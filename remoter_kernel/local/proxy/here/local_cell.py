@@ -192,7 +192,8 @@ class InternalExec:
         """Run code in the remote kernel."""
         self.remote_mark = self._signer.session.encode()
         parts = self._signer.compose("execute_request", _silent(code))
-        self._request_id, self._is_remote, self._on_done = _message_id(parts), True, then
+        self._request_id = str(header_of(parts[HEADER])["msg_id"])
+        self._is_remote, self._on_done = True, then
         self._number = self.link.send(Channel.SHELL, parts)
 
     def run_locally(self, code: str, then: OnDone) -> None:
@@ -219,11 +220,6 @@ class InternalExec:
             self.local_kernel.interrupt()
 
     # --- from the kernels ---
-
-    def is_internal(self, parts: Sequence[Bytes]) -> bool:
-        """Does this come of code of ours in the remote kernel?"""
-        # Looked for in the bytes: this is asked of every output, and JSON takes long to read.
-        return bool(self.remote_mark) and self.remote_mark in bytes(parts[PARENT])
 
     def on_message(self, parts: Sequence[Bytes]) -> None:
         """Handle what comes of code of ours, from either kernel; only its reply matters."""
@@ -269,7 +265,3 @@ def _silent(code: str) -> dict[str, Any]:
         "allow_stdin": False,
         "stop_on_error": False,  # the cells that wait behind it are not ours to abort
     }
-
-
-def _message_id(parts: Sequence[Bytes]) -> str:
-    return str(header_of(parts[HEADER])["msg_id"])

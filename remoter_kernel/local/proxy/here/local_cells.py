@@ -118,10 +118,11 @@ class LocalCells:
 
     def consume_internal(self, parts: Sequence[Bytes]) -> bool:
         """Handle what comes of code of our own; False: it does not."""
-        internal = self._internal_exec
-        if not internal.remote_mark or not internal.is_internal(parts):
+        # Looked for in the bytes: this is asked of every output, and JSON takes long to read.
+        mark = self._internal_exec.remote_mark
+        if not mark or mark not in bytes(parts[PARENT]):
             return False
-        internal.on_message(parts)
+        self._internal_exec.on_message(parts)
         return True
 
     def on_link_failed(self, error: RemoterError, *, is_over: bool) -> None:

@@ -11,7 +11,6 @@ import keyword
 import queue
 import re
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +101,7 @@ class ObjectTransferCell:
         pulls = f"puts {names} of {remote} into a Python kernel here"
         sentence = pushes if spec.verb == "push" else pulls
         access = AccessRequest(f"%remoter {spec.verb}", AccessKind.RUN, sentence)
-        # Before anything is looked at: without a yes not even the link matters.
+        # Before anything else: without a yes not even the link matters.
         context.permission.require(access, self.request)
         address = context.dialer.session_info
         # A link that has failed comes back only when a cell is sent: waiting would be in vain.
@@ -161,13 +160,12 @@ class ObjectTransferCell:
     def _wait_for_link(self) -> None:
         """Wait until the link is there; it comes back by itself, or not at all."""
         limit = time.monotonic() + LINK_BACK_WITHIN
-        pause = threading.Event()
-        pause.wait(POLL_EVERY)  # the login may notice a cut before the link does
+        time.sleep(POLL_EVERY)  # the login may notice a cut before the link does
         while self.context.link.state is not LinkState.UP:
             self._check_cancelled()
             if self.context.link.state is LinkState.FAILED or time.monotonic() > limit:
                 self._fail_link_down()
-            pause.wait(POLL_EVERY)
+            time.sleep(POLL_EVERY)
 
     def _fail_link_down(self) -> NoReturn:
         advice = "%remoter status shows how it is; run a cell to try again."
