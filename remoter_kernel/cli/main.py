@@ -30,7 +30,7 @@ EXIT_SIGPIPE = 141  # and of one that SIGPIPE ended, as its output was not read 
 EXIT_INTERNAL_ERROR = 1
 
 
-class Verb(NamedTuple):
+class VerbEntryPoint(NamedTuple):
     """Where a verb is. Its module is imported when it is used: `list` needs no SSH."""
 
     module: str
@@ -39,25 +39,33 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "add": Verb(
+    "add": VerbEntryPoint(
         "add", "add", "Add a remote: log in, find its Pythons, and create the Jupyter kernel."
     ),
-    "list": Verb("list_remove", "list_remotes", "Show which remotes there are."),
-    "remove": Verb("list_remove", "remove", "Remove a remote and its Jupyter kernel."),
-    "check": Verb("check", "check", "Test a remote step by step, and explain what fails."),
-    "sessions": Verb("sessions", "sessions", "Show which sessions there are, and how they are."),
-    "attach": Verb("attach", "attach", "Open a console on a session."),
-    "stop": Verb("stop", "stop", "End sessions, busy ones too."),
-    "log": Verb("log", "log", "Show what happened in a session."),
-    "report": Verb(
+    "list": VerbEntryPoint("list_remove", "list_remotes", "Show which remotes there are."),
+    "remove": VerbEntryPoint("list_remove", "remove", "Remove a remote and its Jupyter kernel."),
+    "check": VerbEntryPoint(
+        "check", "check", "Test a remote step by step, and explain what fails."
+    ),
+    "sessions": VerbEntryPoint(
+        "sessions", "sessions", "Show which sessions there are, and how they are."
+    ),
+    "attach": VerbEntryPoint("attach", "attach", "Open a console on a session."),
+    "stop": VerbEntryPoint("stop", "stop", "End sessions, busy ones too."),
+    "log": VerbEntryPoint("log", "log", "Show what happened in a session."),
+    "report": VerbEntryPoint(
         "report", "report", "Write one text for a bug report, without names and secrets."
     ),
-    "outputs": Verb("outputs", "outputs", "Show a session's outputs, or put them in a notebook."),
-    "run": Verb("run", "run", "Run a script, a notebook or a line of code on a remote."),
-    "put": Verb("put_get", "put", "Send files there; goes on where it was after a cut."),
-    "get": Verb("put_get", "get", "Fetch files from there."),
-    "completion": Verb("completion", "completion", "Print the shell completion script."),
-    "demo": Verb("demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."),
+    "outputs": VerbEntryPoint(
+        "outputs", "outputs", "Show a session's outputs, or put them in a notebook."
+    ),
+    "run": VerbEntryPoint("run", "run", "Run a script, a notebook or a line of code on a remote."),
+    "put": VerbEntryPoint("put_get", "put", "Send files there; goes on where it was after a cut."),
+    "get": VerbEntryPoint("put_get", "get", "Fetch files from there."),
+    "completion": VerbEntryPoint("completion", "completion", "Print the shell completion script."),
+    "demo": VerbEntryPoint(
+        "demo", "demo", "Show it all on this machine, SSH included, in 20 seconds."
+    ),
 }
 
 

@@ -19,8 +19,8 @@ import click
 
 from remoter_kernel.local.login.prompts import (
     NEVER_WITHDRAWN,
+    HostKeyDecision,
     NotAnswered,
-    Trust,
     Withdrawn,
     host_key_question,
     prompt_prefix,
@@ -63,19 +63,19 @@ class TerminalPrompter:
 
     def confirm_host_key(
         self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
-    ) -> Trust:
+    ) -> HostKeyDecision:
         """Show the fingerprint of an unknown host key, and ask."""
         with _exclusive(withdrawn), _declined_on_eof(host):
             *lines, last = host_key_question(host, kind, fingerprint).splitlines()
             for line in lines:
                 click.echo(line, err=True)
-            words = [each.value for each in Trust]
+            words = [each.value for each in HostKeyDecision]
             question = f"{last} once: do not remember it ({', '.join(words)}): "
             while (said := read_line(question, withdrawn)) not in words:
                 click.echo(
                     f"Error: {said!r} is not one of {', '.join(map(repr, words))}.", err=True
                 )
-            return Trust(said)
+            return HostKeyDecision(said)
 
     def ask(
         self,

@@ -20,7 +20,7 @@ from remoter_kernel.protocol.requests import BUSY, IDLE, Stage, has_idle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from remoter_kernel.evaluator.recovery import RecoveredState, Recovery
+    from remoter_kernel.evaluator.recovery import InDoubtRequests, RecoveredState
     from remoter_kernel.evaluator.request_handler import RequestHandler
 
 PIECE = 128 * 1024  # bytes
@@ -35,7 +35,7 @@ class KernelOutputHandler:
 
     def __init__(self, handler: RequestHandler, recovered: RecoveredState | None) -> None:
         """`recovered` is that of an evaluator that died, and left its kernel."""
-        self.recovery: Recovery | None = None  # while it is under way
+        self.recovery: InDoubtRequests | None = None  # while it is under way
         self.interrupted_at_end = ""  # the cell that is interrupted because its kernel ends
         self._listener = handler.listener
         self._journal = handler.listener.journal

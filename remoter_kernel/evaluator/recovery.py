@@ -1,6 +1,6 @@
 """Decides what became of the requests that were in flight when an evaluator died.
 
-`Recovery` sends the kernel kernel_info requests until it answers one, which it does between two
+`InDoubtRequests` sends the kernel kernel_info requests until it answers one, which it does between two
 cells. What had begun by then, and has no reply, gets none any more: the kernel sent the reply to
 the evaluator that died, and ZeroMQ dropped it. What was in the kernel's queue may still be there;
 it is uncertain for as long as outputs of it come between two answers. A cell's outputs may have
@@ -54,7 +54,7 @@ DISPATCHED = "handed"  # the mark of a request that was held and is now given to
 TELLING = (b'"status"', b'"execute_input"', b'"error"')  # outputs that tell of their reply
 
 
-class Recovery:
+class InDoubtRequests:
     """Finds out what became of the requests that the kernel had when its evaluator died."""
 
     def __init__(self, reactor: Reactor, recovered: RecoveredState, writer: MessageWriter) -> None:

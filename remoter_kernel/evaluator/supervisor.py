@@ -22,7 +22,7 @@ from remoter_kernel.evaluator.processes import (
     describe_failed_start,
     was_killed_by_signal,
 )
-from remoter_kernel.evaluator.recovery import Recovery
+from remoter_kernel.evaluator.recovery import InDoubtRequests
 from remoter_kernel.evaluator.registry import ServedSession
 from remoter_kernel.evaluator.request_handler import RequestHandler
 from remoter_kernel.evaluator.status_file import StatusWriter
@@ -50,7 +50,7 @@ SWEEP_AFTER = 10.0  # seconds: the start of a session should not wait for a slow
 COMMAND_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # stop, restart
 
 
-class KernelLifecycle(Enum):
+class KernelLifecycleState(Enum):
     """The state of the kernel; clients know these words."""
 
     STARTING = "starting"
@@ -62,7 +62,7 @@ class KernelLifecycle(Enum):
     FAILED = "failed"  # it could not be started
 
 
-WITH_KERNEL = {KernelLifecycle.READY, KernelLifecycle.RECOVERING}
+WITH_KERNEL = {KernelLifecycleState.READY, KernelLifecycleState.RECOVERING}
 
 
 class Supervisor:
@@ -85,7 +85,7 @@ class Supervisor:
         self.session_request = session_request
         self.umask = umask
         self.recovered = recovered
-        self.state = KernelLifecycle.STARTING
+        self.state = KernelLifecycleState.STARTING
         self.why = ""
         self.kernel: KernelProcess | None = None
         self._writer = writer = MessageWriter(listener.journal)
@@ -152,7 +152,7 @@ class Supervisor:
         snapshot = (self.state, listener.journal.last, self._requests.moves, listener.visits)
         if snapshot != self._last_snapshot:
             self._last_snapshot = snapshot
-            is_ready = self.state is KernelLifecycle.READY
+            is_ready = self.state is KernelLifecycleState.READY
             self._status.update(
                 ("busy" if self._requests.is_busy else "idle") if is_ready else self.state.value
             )
@@ -173,8 +173,10 @@ class Supervisor:
     def _kernel_for(self, channel: Channel) -> KernelProcess | None:
         """Return the kernel if it may be sent at once what comes on this channel."""
         # A kernel that is being recovered may wait for input, and can be interrupted.
-        is_asked_late = self.state is KernelLifecycle.RECOVERING and channel is not Channel.SHELL
-        return self.kernel if self.state is KernelLifecycle.READY or is_asked_late else None
+        is_asked_late = (
+            self.state is KernelLifecycleState.RECOVERING and channel is not Channel.SHELL
+        )
+        return self.kernel if self.state is KernelLifecycleState.READY or is_asked_late else None
 
     def _on_command(self, order: str) -> None:
         if order == "stop":
@@ -182,12 +184,12 @@ class Supervisor:
         elif order == "finish":
             self._idle_timeout.stop_when_idle()
         else:
-            self._shut_down_kernel(KernelLifecycle.RESTARTING)
+            self._shut_down_kernel(KernelLifecycleState.RESTARTING)
 
     # From the kernel -------------------------------------------------------------------
 
     def _start_kernel(self) -> None:
-        self.state = KernelLifecycle.STARTING
+        self.state = KernelLifecycleState.STARTING
         try:
             self.kernel = kernel = self._new_kernel()
             kernel.on_ready = self._on_kernel_ready
@@ -201,7 +203,7 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - a kernelspec may be odd in any way
             self._fail(describe_failed_start(error))
         else:
-            starts = lambda: self.kernel is kernel and self.state is KernelLifecycle.STARTING  # noqa: E731
+            starts = lambda: self.kernel is kernel and self.state is KernelLifecycleState.STARTING  # noqa: E731
             self._port_conflicts.watch(kernel, starts)
             self._startup_watchdog.watch(kernel, starts)
 
@@ -217,13 +219,13 @@ class Supervisor:
     def _on_kernel_message(self, message: KernelMessage) -> None:
         # What a kernel publishes while it starts belongs to no request: with a plain ipykernel,
         # too, no client sees it.
-        if message.channel is not Channel.IOPUB or self.state is not KernelLifecycle.STARTING:
+        if message.channel is not Channel.IOPUB or self.state is not KernelLifecycleState.STARTING:
             self._kernel_output.on_message(message)
 
     def _on_kernel_ready(self, header: dict[str, Any], kernel_info: dict[str, Any]) -> None:
         """The kernel answers, and its outputs reach us: what waits may go, if it has its ports."""
         kernel = self.kernel
-        if self.state is KernelLifecycle.STARTING and kernel is not None:
+        if self.state is KernelLifecycleState.STARTING and kernel is not None:
             self._port_conflicts.check_ports(
                 kernel, partial(self._finish_ready, kernel, header, kernel_info)
             )
@@ -231,10 +233,10 @@ class Supervisor:
     def _finish_ready(
         self, kernel: KernelProcess, header: dict[str, Any], kernel_info: dict[str, Any]
     ) -> None:
-        if self.state is not KernelLifecycle.STARTING or self.kernel is not kernel:
+        if self.state is not KernelLifecycleState.STARTING or self.kernel is not kernel:
             return
         self._port_conflicts.reset()
-        self.state = KernelLifecycle.READY
+        self.state = KernelLifecycleState.READY
         self._writer.adopt_identity(header, kernel_info)
         self._record_ready(kernel)
         self._request_handler.dispatcher.dispatch_waiting()
@@ -245,7 +247,7 @@ class Supervisor:
 
     def _recover(self, recovered: RecoveredState) -> None:
         """Take over the kernel of an evaluator that has died, and its requests."""
-        self.state = KernelLifecycle.RECOVERING
+        self.state = KernelLifecycleState.RECOVERING
         for client, seen in recovered.seen.items():
             self.listener.restore_client(client, seen)
         self.listener.is_seen_exact = recovered.is_seen_exact
@@ -268,13 +270,13 @@ class Supervisor:
         self._request_handler.fail_all("KernelDied", "The kernel died, and its evaluator with it.")
         self._writer.kernel_info = {}
         if recovered.kernel:
-            self.state = KernelLifecycle.DEAD
+            self.state = KernelLifecycleState.DEAD
             self._restart_kernel()
         else:
             self._start_kernel()
 
-    def _begin_recovery(self, recovered: RecoveredState) -> Recovery:
-        recovery = Recovery(self.reactor, recovered, self._writer)
+    def _begin_recovery(self, recovered: RecoveredState) -> InDoubtRequests:
+        recovery = InDoubtRequests(self.reactor, recovered, self._writer)
         recovery.on_settled = self._on_recovered
         interrupt = self._request_handler.interrupts.schedule
         recovery.on_lost_interrupt = lambda cell, number: interrupt(cell.id, cell.client, number)
@@ -313,8 +315,8 @@ class Supervisor:
 
     def _on_recovered(self) -> None:
         self._kernel_output.recovery = None
-        if self.state is KernelLifecycle.RECOVERING:
-            self.state = KernelLifecycle.READY
+        if self.state is KernelLifecycleState.RECOVERING:
+            self.state = KernelLifecycleState.READY
             self._request_handler.interrupts.clear()
             self._request_handler.dispatcher.dispatch_waiting()
 
@@ -327,16 +329,16 @@ class Supervisor:
         self._request_handler.interrupts.clear()
         kernel.close()
         self._writer.kernel_info = {}
-        if self.state is KernelLifecycle.STOPPING:
+        if self.state is KernelLifecycleState.STOPPING:
             self._exit()
-        elif self.state is KernelLifecycle.RESTARTING:
+        elif self.state is KernelLifecycleState.RESTARTING:
             self._request_handler.fail_all("KernelRestarted", "The kernel was restarted.")
             self._start_kernel()
-        elif self.state is KernelLifecycle.STARTING:
+        elif self.state is KernelLifecycleState.STARTING:
             # Perhaps another try helps; the disk that has the log may hang.
             self._port_conflicts.read_log_tail(kernel, partial(self._on_start_failed, words))
         else:
-            self.state = KernelLifecycle.DEAD
+            self.state = KernelLifecycleState.DEAD
             why = f"The kernel died: {describe_exit(words)} Its variables are gone; it starts anew."
             self._request_handler.fail_all("KernelDied", why, is_cut=was_killed_by_signal(words))
             self._writer.write_event("died", why=why)
@@ -344,7 +346,7 @@ class Supervisor:
             self.reactor.call_later(RESTART_AFTER, self._restart_kernel)
 
     def _on_start_failed(self, words: dict[str, Any], last_words: str) -> None:
-        if self.state is not KernelLifecycle.STARTING:
+        if self.state is not KernelLifecycleState.STARTING:
             return  # it is to end
         if self._port_conflicts.should_retry(last_words):
             self._start_kernel()
@@ -352,7 +354,7 @@ class Supervisor:
             self._fail(f"The kernel did not start: {describe_exit(words)}\n{last_words}".rstrip())
 
     def _restart_kernel(self) -> None:
-        if self.state is not KernelLifecycle.DEAD:
+        if self.state is not KernelLifecycleState.DEAD:
             return  # it is to end
         # As Jupyter's own restarter publishes it: clients reset their prompts.
         self._writer.publish("status", {"execution_state": "restarting"})
@@ -360,7 +362,7 @@ class Supervisor:
 
     def _fail(self, why: str) -> None:
         """End a session whose kernel does not start, once a client knows why."""
-        self.state = KernelLifecycle.FAILED
+        self.state = KernelLifecycleState.FAILED
         self.why = why
         self._writer.write_event("failed", why=why)
         self.session.mark_ended(self.why)
@@ -377,14 +379,14 @@ class Supervisor:
 
     def stop(self, why: str) -> None:
         """End the session."""
-        if self.state is KernelLifecycle.STOPPING:
+        if self.state is KernelLifecycleState.STOPPING:
             return
         self.why = why
         self.session.mark_ended(self.why)
         if self.kernel:
-            self._shut_down_kernel(KernelLifecycle.STOPPING)
+            self._shut_down_kernel(KernelLifecycleState.STOPPING)
         else:
-            self.state = KernelLifecycle.STOPPING
+            self.state = KernelLifecycleState.STOPPING
             self._exit()
 
     def _exit(self) -> None:
@@ -394,17 +396,17 @@ class Supervisor:
         else:
             self.reactor.call_later(LOOK_AGAIN, self._exit)
 
-    def _shut_down_kernel(self, state: KernelLifecycle) -> None:
+    def _shut_down_kernel(self, state: KernelLifecycleState) -> None:
         """Ask the kernel to end; a signal follows where asking does not help."""
         kernel, was_ready = self.kernel, self.state in WITH_KERNEL
-        if kernel is None or self.state is KernelLifecycle.STOPPING:
+        if kernel is None or self.state is KernelLifecycleState.STOPPING:
             return  # it is about to start anew by itself, or ends for good
         if was_ready:
             # The cell's own KeyboardInterrupt is dropped: no person has interrupted it.
             self._kernel_output.interrupted_at_end = self._request_handler.interrupt_for_shutdown()
         self.state = state
         if was_ready:
-            words = {"restart": state is KernelLifecycle.RESTARTING}
+            words = {"restart": state is KernelLifecycleState.RESTARTING}
             kernel.request(Channel.CONTROL, "shutdown_request", words)
         self.reactor.call_later(DIE_WITHIN if was_ready else 0.0, partial(self._kill_after, kernel))
 

@@ -70,9 +70,9 @@ from remoter_kernel.local.login.paramiko.userauth import (
 from remoter_kernel.local.login.prompts import (
     LONGEST_TEXT,
     OWN_TAG,
+    HostKeyDecision,
     NotAnswered,
     Prompt,
-    Trust,
     quote_server,
     server_prefix,
     to_one_line,
@@ -288,14 +288,16 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
 class Person:
     """Answers everything, and remembers what was seen."""
 
-    def __init__(self, answer: str = "an answer", trust: Trust = Trust.NO) -> None:
+    def __init__(
+        self, answer: str = "an answer", trust: HostKeyDecision = HostKeyDecision.NO
+    ) -> None:
         self.answer = answer
         self.trust = trust
         self.asked: list[tuple[str, str]] = []
         self.keys: list[str] = []
         self.before: Callable[[], object] = lambda: None
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         self.keys.append(host)
         return self.trust
 
@@ -435,7 +437,7 @@ def test_with_openssh_a_servers_question_is_not_taken_for_one_of_ssh(here, folde
 @pytest.mark.parametrize("version", ["OpenSSH_8.0", "OpenSSH_9.2p1 Debian-2", "PKIX", ""])
 def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version):
     """A server imitates ssh where ssh does not mark what a server says (before OpenSSH 8.5)."""
-    person = Person("yes", Trust.YES)
+    person = Person("yes", HostKeyDecision.YES)
     desk = AskpassServer("box", person, folder)
     desk.process = LoginProcess([], {}, lambda _step: None)
     if version:
@@ -462,7 +464,7 @@ def test_before_and_behind_the_login_ssh_is_believed_differently(folder, version
 
 def test_a_jump_hosts_words_do_not_tell_how_far_ssh_is(folder):
     """Where ssh passes it by itself, it writes among what ssh says, and asks."""
-    person = Person("typed", Trust.YES)
+    person = Person("typed", HostKeyDecision.YES)
     hops = {"ada@gate": "gate (jump host of box)", "ada@box": "box"}
     desk = AskpassServer("box", person, folder, hops=hops, passes_hops=True)
     desk.process = LoginProcess([], {}, lambda _step: None)
@@ -491,7 +493,7 @@ def test_the_key_of_a_jump_host_that_ssh_asks_for_itself_is_still_confirmed(tmp_
         config.write_text(config.read_text().replace("Checking yes", "Checking ask"))
         server.known_hosts.write_text("")
         gate.known_hosts.write_text("")
-        person = Person(trust=Trust.YES)
+        person = Person(trust=HostKeyDecision.YES)
         login = log_in_by_openssh(resolve_destination("box", config), prompter=person)
         login.close()
     assert person.keys == [

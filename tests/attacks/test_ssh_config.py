@@ -24,7 +24,7 @@ from remoter_kernel.local.login.known_hosts import KnownHosts
 from remoter_kernel.local.login.log_in import choose_transport, log_in_to
 from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
-from remoter_kernel.local.login.prompts import Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision
 from remoter_kernel.local.login.ssh_config import resolve_destination
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
@@ -69,11 +69,11 @@ def config(tmp_path: Path) -> Path:
 class Somebody:
     """Answers always the same, and remembers what was asked."""
 
-    def __init__(self, trust: Trust = Trust.NO) -> None:
+    def __init__(self, trust: HostKeyDecision = HostKeyDecision.NO) -> None:
         self.trust = trust
         self.asked: list[Any] = []
 
-    def confirm_host_key(self, *what: Any, **more: Any) -> Trust:
+    def confirm_host_key(self, *what: Any, **more: Any) -> HostKeyDecision:
         self.asked.append((what, more))
         return self.trust
 
@@ -250,7 +250,7 @@ def test_no_host_is_trusted_because_its_address_is_loopback(server, config, tran
     before = server.accepted()
     with pytest.raises(UnknownHostKey, match="not known here"):
         enter(config, transport)
-    who = Somebody(Trust.NO)
+    who = Somebody(HostKeyDecision.NO)
     with pytest.raises(UnknownHostKey, match="not accepted"):
         enter(config, transport, who)
     assert len(who.asked) == 1
@@ -264,7 +264,7 @@ def test_where_checking_is_strict_nobody_is_asked(server, config, transport, tmp
     server.ssh_config(
         config, extra=f"StrictHostKeyChecking yes\nUserKnownHostsFile {tmp_path}/empty"
     )
-    who = Somebody(Trust.YES)
+    who = Somebody(HostKeyDecision.YES)
     for someone in (who, None):
         with pytest.raises(UnknownHostKey, match=f"StrictHostKeyChecking yes.*{tmp_path}/empty"):
             enter(config, transport, someone)
@@ -285,7 +285,7 @@ def test_an_accepted_key_is_written_down_under_a_hashed_name(server, config, tra
     """Whoever reads the file later learns which hosts this person knows."""
     known = tmp_path / "known"
     server.ssh_config(config, extra=f"HashKnownHosts yes\nUserKnownHostsFile {known}")
-    assert transport in enter(config, transport, Somebody(Trust.YES))
+    assert transport in enter(config, transport, Somebody(HostKeyDecision.YES))
     assert known.read_text().startswith("|1|")
     assert "127.0.0.1" not in known.read_text()
     assert transport in enter(config, transport)  # it is found again

@@ -17,7 +17,7 @@ from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.openssh import askpass, askpass_server
 from remoter_kernel.local.login.openssh.askpass_server import AskpassServer
 from remoter_kernel.local.login.openssh.login_process import LoginProcess
-from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision, NotAnswered, Prompt
 from tests.real_jupyter import wait_for
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class Person:
 
     def __init__(self) -> None:
         self.says = "an answer"
-        self.trust = Trust.YES
+        self.trust = HostKeyDecision.YES
         self.asked: list[tuple[str, str, bool]] = []
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         self.asked.append((host, f"{kind} {fingerprint}", True))
         return self.trust
 
@@ -125,13 +125,13 @@ def test_a_note_stands_until_the_login_is_over(desk, person):
     assert note.communicate(timeout=20) == (b"", b"")
 
 
-@pytest.mark.parametrize("trust", [Trust.YES, Trust.ONCE])
+@pytest.mark.parametrize("trust", [HostKeyDecision.YES, HostKeyDecision.ONCE])
 def test_a_host_key_is_confirmed(desk, person, trust):
     person.trust = trust
     hear(desk, "debug1: Server host key: ssh-ed25519 SHA256:abc+/9")
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("the box", "ssh-ed25519 SHA256:abc+/9", True)]
-    assert desk.remembers_host_key is (trust is Trust.YES)
+    assert desk.remembers_host_key is (trust is HostKeyDecision.YES)
 
 
 def test_the_key_of_a_jump_host_is_its_own_and_cannot_be_accepted_once(desk, person):
@@ -140,7 +140,7 @@ def test_the_key_of_a_jump_host_is_its_own_and_cannot_be_accepted_once(desk, per
     assert ask(desk, UNKNOWN) == (0, b"yes\n")
     assert person.asked == [("box ([10.0.0.1]:22)", "ED25519 SHA256:abc+/9", True)]
     assert not desk.remembers_host_key
-    person.trust = Trust.ONCE
+    person.trust = HostKeyDecision.ONCE
     assert ask(desk, UNKNOWN)[0] == 1
     assert isinstance(desk.problem, UnknownHostKey)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from remoter_kernel.local.login.prompts import Prompt, Trust
+    from remoter_kernel.local.login.prompts import HostKeyDecision, Prompt
     from remoter_kernel.local.login.ssh_login import SSHLogin
 
 ADDRESS = "https://login.example.org/a/4711"
@@ -55,7 +55,7 @@ class Reader:
         self.host = host
         self.shown: list[str] = []
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         raise AssertionError
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.local.login.destination import Destination
 from remoter_kernel.local.login.known_hosts import KnownHosts, append_known_host, fingerprint
 from remoter_kernel.local.login.login import UnknownHostKey
-from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision, NotAnswered, Prompt
 from tests.real_sshd import make_key
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def hashed(name: str) -> str:
 class Answers:
     """Somebody who answers always the same, and remembers what was asked."""
 
-    def __init__(self, said: Trust) -> None:
+    def __init__(self, said: HostKeyDecision) -> None:
         self.said = said
         self.asked: list[tuple[str, str, str]] = []
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         self.asked.append((host, kind, fingerprint))
         return self.said
 
@@ -147,7 +147,7 @@ def test_a_missing_or_unreadable_file_says_nothing(tmp_path):
 
 
 def test_a_revoked_key_is_refused_even_where_it_is_known(file):
-    answers = Answers(Trust.YES)
+    answers = Answers(HostKeyDecision.YES)
     text = line("box.example.org", key(1)) + line("*", key(1), marker="@revoked")
     with pytest.raises(HostKeyProblem, match=r"revoked.*line 2"):
         check(file, text, key(1), who=answers)
@@ -155,7 +155,7 @@ def test_a_revoked_key_is_refused_even_where_it_is_known(file):
 
 
 def test_a_changed_key_is_refused_and_never_asked_about(file):
-    answers = Answers(Trust.YES)
+    answers = Answers(HostKeyDecision.YES)
     text = "# first\n" + line("box.example.org", key(1))
     with pytest.raises(HostKeyProblem, match="has changed") as caught:
         check(file, text, key(2), who=answers)
@@ -193,7 +193,7 @@ def test_without_a_person_an_unknown_key_says_what_to_run(file):
 
 
 def test_an_accepted_key_is_written_down_and_not_asked_about_again(file):
-    answers = Answers(Trust.YES)
+    answers = Answers(HostKeyDecision.YES)
     destination = Destination("box", 2222, "ada", known_hosts_files=(file, file.with_name("2")))
     KnownHosts(destination).check("ssh-ed25519", key(1), answers)
     assert answers.asked == [("box:2222", "ssh-ed25519", fingerprint(key(1)))]
@@ -205,7 +205,7 @@ def test_an_accepted_key_is_written_down_and_not_asked_about_again(file):
 
 def test_a_refused_key_is_not_written_down(file):
     with pytest.raises(UnknownHostKey, match="not accepted"):
-        check(file, "", key(1), who=Answers(Trust.NO))
+        check(file, "", key(1), who=Answers(HostKeyDecision.NO))
     assert file.read_text() == ""
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path):
         "box", 22, "ada", known_hosts_files=(tmp_path / "in-the-way" / "known_hosts",)
     )
     with pytest.raises(HostKeyProblem, match="cannot be written"):
-        KnownHosts(destination).check("ssh-ed25519", key(1), Answers(Trust.YES))
+        KnownHosts(destination).check("ssh-ed25519", key(1), Answers(HostKeyDecision.YES))
 
 
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path):
@@ -236,5 +236,5 @@ def test_fingerprints_are_those_of_ssh_keygen(tmp_path):
 
 
 def test_a_key_that_is_accepted_once_is_not_remembered(file):
-    check(file, "", key(1), who=Answers(Trust.ONCE))
+    check(file, "", key(1), who=Answers(HostKeyDecision.ONCE))
     assert file.read_text() == ""

@@ -22,7 +22,7 @@ from bench.proxy import Proxy
 from remoter_kernel.errors import HostKeyProblem, LoginRefused, RemoteLacks, Unreachable
 from remoter_kernel.local.login.login import CommandEnded, UnknownHostKey
 from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
-from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision, NotAnswered, Prompt
 from remoter_kernel.local.login.ssh_config import resolve_destination
 from tests import real_parts
 from tests.real_sshd import RealSshd, make_key
@@ -340,9 +340,9 @@ class Yes:
     def __init__(self) -> None:
         self.asked = 0
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         self.asked += 1
-        return Trust.YES
+        return HostKeyDecision.YES
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         raise NotAnswered(host)

@@ -36,7 +36,7 @@ from remoter_kernel.local.login.openssh import openssh_login
 from remoter_kernel.local.login.openssh.openssh_login import OpenSSHLogin, log_in_by_openssh
 from remoter_kernel.local.login.openssh.stream_channel import LINGER
 from remoter_kernel.local.login.paramiko.paramiko_login import log_in_by_paramiko
-from remoter_kernel.local.login.prompts import NotAnswered, Prompt, Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision, NotAnswered, Prompt
 from remoter_kernel.local.login.ssh_config import resolve_destination
 from remoter_kernel.local.login.ssh_login import SSHLogin
 from tests import real_parts
@@ -451,12 +451,14 @@ def test_a_pipe_without_its_greeting_says_how_its_command_ended(login):
 class Person:
     """Somebody who answers."""
 
-    def __init__(self, trust: Trust = Trust.YES, answers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, trust: HostKeyDecision = HostKeyDecision.YES, answers: Sequence[str] = ()
+    ) -> None:
         self.trust = trust
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         self.asked.append(f"{host}: {kind} {fingerprint}")
         return self.trust
 
@@ -467,7 +469,7 @@ class Person:
         return [self.answers.pop(0) for _ in prompts]
 
 
-@pytest.mark.parametrize("trust", list(Trust))
+@pytest.mark.parametrize("trust", list(HostKeyDecision))
 def test_an_unknown_host_is_asked_about(kind, trust, server, config, monkeypatch):
     line = server.known_hosts.read_text()
     server.known_hosts.write_text("")
@@ -479,8 +481,8 @@ def test_an_unknown_host_is_asked_about(kind, trust, server, config, monkeypatch
             login = enter(kind, config, monkeypatch, prompter=person)
             assert login.run("echo in").stdout == b"in\n"
             login.close()
-            assert trust is not Trust.NO
-        assert server.known_hosts.read_text() == (line if trust is Trust.YES else "")
+            assert trust is not HostKeyDecision.NO
+        assert server.known_hosts.read_text() == (line if trust is HostKeyDecision.YES else "")
         (asked,) = person.asked
         label, key = asked.split(": ")
         assert label == f"real (127.0.0.1:{server.port})"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.local.history.link_status import LinkStatus, format_requests, format_status
+from remoter_kernel.local.history.status_report import LinkStatus, format_requests, format_status
 from remoter_kernel.local.proxy.magics.cell_transfer import TransferRequest
 from remoter_kernel.local.proxy.magics.help import HELP, inspect_text, summary_text, verb_text
 from remoter_kernel.local.proxy.magics.magic import ParsedMagic, parse_magic

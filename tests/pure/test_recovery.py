@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from remoter_kernel.evaluator.message_writer import MessageWriter
-from remoter_kernel.evaluator.recovery import RecoveredState, Recovery
+from remoter_kernel.evaluator.recovery import InDoubtRequests, RecoveredState
 from remoter_kernel.protocol.frames import Channel, unpack_parts
 from remoter_kernel.protocol.messages import HEADER, PARENT, MessageSigner, content_of, header_of
 from remoter_kernel.protocol.requests import Request, Stage
@@ -49,7 +49,7 @@ class Story:
         self.requests.on_state("a", "busy")
         past.inferred.replies["a"] = {}
         speaker = MessageWriter(self.journal)  # type: ignore[arg-type]
-        self.adoption = Recovery(self.reactor, past, speaker)  # type: ignore[arg-type]
+        self.adoption = InDoubtRequests(self.reactor, past, speaker)  # type: ignore[arg-type]
 
     def hear(self, cell, kind, **content):
         self.adoption.on_iopub(VOICE.compose(kind, content, self.headers[cell]))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from remoter_kernel.local.session import machine
-from remoter_kernel.local.session.machine import ProxyExit, previous_exit, record_exit
+from remoter_kernel.local.session.machine import ProxyExitRecord, previous_exit, record_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-GONE = ProxyExit("0123", "7f3a9c")
+GONE = ProxyExitRecord("0123", "7f3a9c")
 
 
 @pytest.fixture(autouse=True)

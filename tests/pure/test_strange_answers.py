@@ -29,13 +29,13 @@ from remoter_kernel.local.history.executions import (
     build_notebook,
     plan_updates,
 )
-from remoter_kernel.local.history.link_status import LinkStatus, format_status
 from remoter_kernel.local.history.remote_query import (
     JournalReader,
     RemoteQuery,
     SessionList,
     resolve_session,
 )
+from remoter_kernel.local.history.status_report import LinkStatus, format_status
 from remoter_kernel.local.history.transcript import (
     SessionLogFormatter,
     Transcript,

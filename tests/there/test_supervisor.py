@@ -21,7 +21,7 @@ from remoter_kernel.evaluator.listener import Listener
 from remoter_kernel.evaluator.records import Record
 from remoter_kernel.evaluator.recovery import RecoveredState
 from remoter_kernel.evaluator.registry import Session
-from remoter_kernel.evaluator.supervisor import KernelLifecycle, Supervisor
+from remoter_kernel.evaluator.supervisor import KernelLifecycleState, Supervisor
 from remoter_kernel.evaluator.timeouts import SlowStartNotice
 from remoter_kernel.protocol.frames import (
     Channel,
@@ -179,7 +179,7 @@ def life(begin) -> Life:
     life: Life = begin()
     life.will._start_kernel()
     life.be_ready()
-    assert life.will.state is KernelLifecycle.READY
+    assert life.will.state is KernelLifecycleState.READY
     return life
 
 
@@ -203,7 +203,7 @@ def test_state_json_follows_within_a_second_and_is_not_written_in_vain(life):
 def test_a_restart_does_not_revive_a_session_that_stops(life):
     life.will.stop("It was stopped.")
     life.will._on_command("restart")
-    assert life.will.state is KernelLifecycle.STOPPING
+    assert life.will.state is KernelLifecycleState.STOPPING
     life.end()
     assert len(life.children) == 1
 
@@ -215,7 +215,7 @@ def test_no_kernel_starts_in_a_session_that_was_stopped_between_two_kernels(life
     life.end(-9)
     life.will.stop("It was stopped.")
     life.pass_by(0.05)
-    assert (left, len(life.children), life.will.state) == ([1], 1, KernelLifecycle.STOPPING)
+    assert (left, len(life.children), life.will.state) == ([1], 1, KernelLifecycleState.STOPPING)
 
 
 def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
@@ -235,7 +235,7 @@ def test_why_a_kernel_did_not_start_is_not_read_in_the_loop(begin, monkeypatch):
     assert not life.will.why
     life.wait_for(lambda: threads == ["kernel log"])
     is_back.set()
-    life.wait_for(lambda: life.will.state is KernelLifecycle.FAILED)
+    life.wait_for(lambda: life.will.state is KernelLifecycleState.FAILED)
     assert "The kernel did not start: " in life.will.why
     assert life.will.why.endswith("\nNo such module")
     ports._disk.close()
@@ -255,13 +255,13 @@ def test_a_session_is_stopped_though_nobody_can_read_why_its_kernel_did_not_star
     is_back.set()
     ports._disk.close()
     life.pass_by(0.05)
-    assert life.will.state is KernelLifecycle.STOPPING
+    assert life.will.state is KernelLifecycleState.STOPPING
 
 
 def test_a_kernel_that_dies_starts_anew(life):
     life.end(-9)
     life.wait_for(lambda: len(life.children) == 2)
-    assert life.will.state is KernelLifecycle.STARTING
+    assert life.will.state is KernelLifecycleState.STARTING
 
 
 def test_a_kernel_whose_process_is_named_late_is_ended_all_the_same(begin):
@@ -278,7 +278,7 @@ def test_a_kernel_that_cannot_be_started_for_any_reason_is_told_of(begin):
     life = begin()
     life.fails_with = TypeError("expected string or bytes-like object, got 'int'")
     life.will._start_kernel()
-    assert life.will.state is KernelLifecycle.FAILED
+    assert life.will.state is KernelLifecycleState.FAILED
     assert "could not be started" in life.will.why
     assert "expected string" in life.will.why
 
@@ -338,7 +338,7 @@ def test_what_an_adopted_kernel_may_have_got_is_answered_once_that_kernel_is_gon
 
 @pytest.mark.parametrize(
     ("command", "kernels", "state"),
-    [("restart", 2, KernelLifecycle.STARTING), ("stop", 1, KernelLifecycle.STOPPING)],
+    [("restart", 2, KernelLifecycleState.STARTING), ("stop", 1, KernelLifecycleState.STOPPING)],
 )
 def test_what_an_evaluator_had_begun_with_when_it_died_is_done_by_the_next(
     begin, monkeypatch, command, kernels, state
@@ -377,7 +377,7 @@ def test_an_error_with_half_a_character_does_not_hold_up_an_adoption(begin):
         said[CONTENT] = json.dumps(words).encode()
         life.will._on_kernel_message(read_message(Channel.IOPUB, said))
     life.kernel.on_ready({"session": "k"}, {"banner": "x"})
-    life.wait_for(lambda: life.will.state is KernelLifecycle.READY)
+    life.wait_for(lambda: life.will.state is KernelLifecycleState.READY)
     assert (life.bugs, len(life.will._requests)) == ([], 0)
 
 

@@ -22,7 +22,7 @@ from remoter_kernel.local.login.keeper import endpoint
 from remoter_kernel.local.login.keeper.endpoint import receive_message, send_message
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.login.keeper.keeper_server import KeeperServer
-from remoter_kernel.local.login.prompts import NotAnswered, Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision, NotAnswered
 from tests.real_jupyter import StartedKernel, started_kernel, wait_for
 from tests.real_sshd import RealSshd, make_key
 from tests.whole.talk import Talk
@@ -273,7 +273,7 @@ class Asked:
         self.was_asked, self.may_answer = threading.Event(), threading.Event()
         self._answers = list(answers)
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         raise AssertionError
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:

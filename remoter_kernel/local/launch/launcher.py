@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from remoter_kernel.local.config.remotes import Remote
-    from remoter_kernel.local.login.login import Login, TunnelEndpoint
+    from remoter_kernel.local.login.login import Login, OpenTunnel
 
 PACKAGE = Path(__file__).parents[2]
 ENTRY = "evaluator/__main__.py"  # becomes the zip's own __main__.py
@@ -212,11 +212,11 @@ def query_remote(
     return parse_answer(line, login.host, remote), rest
 
 
-def open_transfer(login: Login, remote: Remote) -> TunnelEndpoint:
+def open_transfer(login: Login, remote: Remote) -> OpenTunnel:
     """Start what sends or receives files there, and return the way to its stdin and stdout."""
     command = _fill_command(_TRANSFER_COMMAND, remote)
 
-    def attempt() -> tuple[bytes, TunnelEndpoint | CommandEnded]:
+    def attempt() -> tuple[bytes, OpenTunnel | CommandEnded]:
         try:
             return b"", login.open_pipe(command, GREETING)
         except CommandEnded as ended:  # it may have answered what is missing, before it ended

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import HostKeyProblem
 from remoter_kernel.local.login.destination import SSH_PORT
 from remoter_kernel.local.login.login import HostKeyNotAsked, UnknownHostKey
-from remoter_kernel.local.login.prompts import Trust
+from remoter_kernel.local.login.prompts import HostKeyDecision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,10 +127,10 @@ class KnownHosts:
         if rules.is_strict or prompter is None:
             raise host_key_unknown(self.destination, shown, was_asked=False)
         said = prompter.confirm_host_key(host, kind, fingerprint(key))
-        if said is Trust.NO:
+        if said is HostKeyDecision.NO:
             raise host_key_rejected(host, shown)
         files = self.destination.known_hosts_files
-        if said is Trust.YES and files:
+        if said is HostKeyDecision.YES and files:
             # As ssh does with HashKnownHosts: who steals the file learns no names.
             name = hash_name(self.name) if rules.hashes_names else self.name
             append_known_host(files[0], f"{name} {kind} {base64.b64encode(key).decode()}")

@@ -35,7 +35,7 @@ class LoginFacts:
     seconds: dict[str, float] = field(default_factory=dict)  # how long each step took
 
 
-class TunnelEndpoint(Protocol):
+class OpenTunnel(Protocol):
     """A local listener that leads to one remote port. It takes one connection of this person."""
 
     secret: bytes  # by TCP, whoever connects sends it first, unless that is ZeroMQ; else empty
@@ -71,10 +71,10 @@ class Login(Protocol):
         Raises CommandEnded if it ends before.
         """
 
-    def open_tunnel(self, host: str, port: int) -> TunnelEndpoint:
+    def open_tunnel(self, host: str, port: int) -> OpenTunnel:
         """Have the server connect to `host`:`port`, and listen for one connection to that."""
 
-    def open_pipe(self, command: str, first_line: bytes) -> TunnelEndpoint:
+    def open_pipe(self, command: str, first_line: bytes) -> OpenTunnel:
         """Run a remote command, and listen for one connection to its stdin and stdout.
 
         That begins after a line which is exactly `first_line`; raises CommandEnded without one.

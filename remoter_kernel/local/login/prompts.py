@@ -41,7 +41,7 @@ LOG_IN_WITHOUT_PROMPTS = (
 )
 
 
-class Trust(Enum):
+class HostKeyDecision(Enum):
     """What a person says about a host key that is not known."""
 
     YES = "yes"  # it is the right one, and is to be remembered
@@ -60,7 +60,7 @@ class Prompt:
 class Prompter(Protocol):
     """Somebody who may be asked. Every call may block for as long as a person takes."""
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         """Ask whether `host` is known to have this key (`fingerprint` is "SHA256:...")."""
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
@@ -84,7 +84,7 @@ class CancellablePrompter(Prompter, Protocol):
 
     def confirm_host_key(
         self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
-    ) -> Trust:
+    ) -> HostKeyDecision:
         """Ask whether `host` is known to have this key."""
 
     def ask(

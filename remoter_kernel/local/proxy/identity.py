@@ -104,7 +104,9 @@ class ProxyIdentity:
     def _record_exit(self) -> None:
         address = self._dialer.session_info
         if self._notebook and address:
-            departure = machine.ProxyExit(self._dialer.session_request.kernel_id, address.session)
+            departure = machine.ProxyExitRecord(
+                self._dialer.session_request.kernel_id, address.session
+            )
             machine.record_exit(self._remote_name(), self._notebook, departure)
 
     def _keep_recording_exit(self) -> None:

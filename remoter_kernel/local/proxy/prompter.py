@@ -34,10 +34,10 @@ from remoter_kernel.errors import ProtocolError
 from remoter_kernel.local.login.prompts import (
     NEVER_WITHDRAWN,
     OWN_TAG,
+    HostKeyDecision,
     NeedsPerson,
     NotAnswered,
     Prompt,
-    Trust,
     Withdrawn,
     host_key_question,
     prompt_prefix,
@@ -125,14 +125,14 @@ class StdinPrompter:
 
     def confirm_host_key(
         self, host: str, kind: str, fingerprint: str, withdrawn: threading.Event = NEVER_WITHDRAWN
-    ) -> Trust:
+    ) -> HostKeyDecision:
         """Ask whether a host's key is the right one."""
         text = f"{host_key_question(host, kind, fingerprint)} yes, once (do not remember it) or no:"
         for _ in range(MOST_TRIES):
             answer = self._prompt(text, is_hidden=False, withdrawn=withdrawn).strip().lower()
-            if answer in {each.value for each in Trust}:
-                return Trust(answer)
-        return Trust.NO
+            if answer in {each.value for each in HostKeyDecision}:
+                return HostKeyDecision(answer)
+        return HostKeyDecision.NO
 
     def ask(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from remoter_kernel import __version__
 from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.config.remotes import named_remote, remember_kernel_info
-from remoter_kernel.local.history.link_status import plain_sockets_warning
+from remoter_kernel.local.history.status_report import plain_sockets_warning
 from remoter_kernel.local.launch.host_probe import probe_host
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.login.ssh_config import resolve_destination

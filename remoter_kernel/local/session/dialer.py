@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from remoter_kernel.local.login.embedded_host import EmbeddedHost
-    from remoter_kernel.local.login.login import Login, TunnelEndpoint
+    from remoter_kernel.local.login.login import Login, OpenTunnel
     from remoter_kernel.local.login.prompts import Prompter
 
 # Fields of a `Remote` that a `SessionRequest` has under the same name.
@@ -251,7 +251,7 @@ class SessionDialer:
         """Keep a login that has only begun: `abort` may have to cut it."""
         self.login = login
 
-    def _reach_session(self, login: Login) -> tuple[TunnelEndpoint, SessionInfo]:
+    def _reach_session(self, login: Login) -> tuple[OpenTunnel, SessionInfo]:
         """Start or find the session, unless it is known where it is, and open a tunnel to it."""
         info = self.session_info
         if info is None or self._must_locate:
@@ -263,7 +263,7 @@ class SessionDialer:
             info = self.session_info = self._start_session(login)
             return self._open_tunnel(login, info), info
 
-    def _open_tunnel(self, login: Login, info: SessionInfo) -> TunnelEndpoint:
+    def _open_tunnel(self, login: Login, info: SessionInfo) -> OpenTunnel:
         """Open a tunnel to the session; where forwarding is forbidden, through a command there."""
         if not self.tunnel.is_command:
             try:

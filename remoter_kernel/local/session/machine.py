@@ -207,14 +207,14 @@ def has_exited() -> bool:
     return os.getppid() != _FIRST_PARENT
 
 
-class ProxyExit(NamedTuple):
+class ProxyExitRecord(NamedTuple):
     """A proxy that was ended without a shutdown_request: which kernel, and of which session."""
 
     kernel_id: str
     session: str
 
 
-def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
+def record_exit(remote: str, notebook: str, departure: ProxyExitRecord) -> None:
     """Leave a note of this proxy's end; without it, a restart looks like a new notebook."""
     try:
         write_private_file(_marker_path(remote, notebook), json.dumps(departure._asdict()))
@@ -223,14 +223,14 @@ def record_exit(remote: str, notebook: str, departure: ProxyExit) -> None:
     _remove_old()
 
 
-def previous_exit(remote: str, notebook: str, started: float) -> ProxyExit | None:
+def previous_exit(remote: str, notebook: str, started: float) -> ProxyExitRecord | None:
     """Return the proxy in whose place this one was `started` (seconds since 1970), if any."""
     sign = _marker_path(remote, notebook)
     try:
         left = sign.stat().st_mtime
         words = json.loads(sign.read_text(encoding="utf-8"))
         sign.unlink()
-        departure = ProxyExit(str(words["kernel_id"]), str(words["session"]))
+        departure = ProxyExitRecord(str(words["kernel_id"]), str(words["session"]))
         is_close = -1.0 < started - left < RESTART_WITHIN
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from remoter_kernel.errors import HereLacks, RemoteLacks, RemoterError, Usage
-from remoter_kernel.local.history.link_status import format_size
+from remoter_kernel.local.history.status_report import format_size
 from remoter_kernel.plain_text import count_of, plain_text
 from remoter_kernel.transfer.framed_stream import FileTrouble, TroubleCode
 

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING
 from remoter_kernel.errors import RemoterError, Unreachable
 from remoter_kernel.local.login.keeper.endpoint import Message, error_to_message, raise_from_message
 from remoter_kernel.local.login.login import ConnectionClosed
-from remoter_kernel.local.login.prompts import NeedsPerson, NotAnswered, Trust, describe_prompts
+from remoter_kernel.local.login.prompts import (
+    HostKeyDecision,
+    NeedsPerson,
+    NotAnswered,
+    describe_prompts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -215,10 +220,10 @@ class LoginAttempt:
             for each in self._waiters:
                 each.client.send_step(step)
 
-    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> Trust:
+    def confirm_host_key(self, host: str, kind: str, fingerprint: str) -> HostKeyDecision:
         """Have a person asked about a host key."""
         message = {"ask": "host key", "host": host, "kind": kind, "fingerprint": fingerprint}
-        return Trust(self._ask_and_wait(message)["trust"])
+        return HostKeyDecision(self._ask_and_wait(message)["trust"])
 
     def ask(self, host: str, prompts: Sequence[Prompt], instruction: str = "") -> list[str]:
         """Have a person asked; without prompts: have them told something."""

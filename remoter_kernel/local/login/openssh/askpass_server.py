@@ -24,7 +24,7 @@ from remoter_kernel.errors import RemoterError
 from remoter_kernel.local.login.known_hosts import host_key_rejected
 from remoter_kernel.local.login.login import UnknownHostKey
 from remoter_kernel.local.login.openssh import askpass
-from remoter_kernel.local.login.prompts import OWN_TAG, Prompt, Trust, to_one_line
+from remoter_kernel.local.login.prompts import OWN_TAG, HostKeyDecision, Prompt, to_one_line
 from remoter_kernel.protocol.threads import Thread
 
 if TYPE_CHECKING:
@@ -155,15 +155,15 @@ class SSHPrompts:
         is_last = known == fingerprint  # else it is a jump host's
         host, kind = (self._host, known_kind) if is_last else (match["host"], kind)
         said = self._prompter.confirm_host_key(host, kind, fingerprint)
-        if said is Trust.ONCE and not is_last:
+        if said is HostKeyDecision.ONCE and not is_last:
             raise UnknownHostKey(
                 f"the key of {host}, a jump host, can be accepted by ssh only for good.",
                 'Accept it so, or set transport = "paramiko".',
             )
-        if said is Trust.NO:
+        if said is HostKeyDecision.NO:
             raise host_key_rejected(host, f"{kind} {fingerprint}")
         if is_last:
-            self.remembers_host_key = said is Trust.YES
+            self.remembers_host_key = said is HostKeyDecision.YES
         return "yes"
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remoter_kernel.errors import RemoterError, Unreachable, Usage
-from remoter_kernel.local.history.link_status import format_size
+from remoter_kernel.local.history.status_report import format_size
 from remoter_kernel.local.login.prompts import OWN_TAG, strip_controls
 from remoter_kernel.local.objects.kernel_code import python_code, r_code
 from remoter_kernel.local.objects.remote_temp_dir import RemoteTempDir

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import ProtocolError
-from remoter_kernel.local.history.link_status import format_size
+from remoter_kernel.local.history.status_report import format_size
 from remoter_kernel.local.proxy.request_queries import shows_output
 from remoter_kernel.protocol.messages import CONTENT, HEADER, PARENT, content_of, header_of
 from remoter_kernel.protocol.requests import Stage

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from remoter_kernel.errors import Usage
-from remoter_kernel.local.history.link_status import format_size
+from remoter_kernel.local.history.status_report import format_size
 from remoter_kernel.local.login.keeper.keeper_login import KeeperLogin, log_in_by_keeper
 from remoter_kernel.local.proxy.here.permission import (
     AccessKind,

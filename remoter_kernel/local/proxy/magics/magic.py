@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoter_kernel.errors import NoSuchSession, RemoterError, Unreachable, Usage
 from remoter_kernel.local.history.executions import ExecutionHistory
-from remoter_kernel.local.history.link_status import (
-    LinkStatus,
-    format_requests,
-    format_size,
-    format_status,
-)
 from remoter_kernel.local.history.remote_query import (
     MOST_IN_MEMORY,
     JournalReader,
     resolve_session_id,
+)
+from remoter_kernel.local.history.status_report import (
+    LinkStatus,
+    format_requests,
+    format_size,
+    format_status,
 )
 from remoter_kernel.local.history.transcript import SessionLogFormatter
 from remoter_kernel.local.launch.launcher import query_remote
