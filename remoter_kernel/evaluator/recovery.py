@@ -1,6 +1,6 @@
 """Decides what became of the requests that were in flight when an evaluator died.
 
-`InDoubtRequests` sends the kernel kernel_info requests until it answers one, which it does between two
+`InDoubtRequests` asks the kernel for its kernel_info until it answers, which it does between two
 cells. What had begun by then, and has no reply, gets none any more: the kernel sent the reply to
 the evaluator that died, and ZeroMQ dropped it. What was in the kernel's queue may still be there;
 it is uncertain for as long as outputs of it come between two answers. A cell's outputs may have

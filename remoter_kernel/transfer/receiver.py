@@ -71,7 +71,7 @@ class _IncomingFile(NamedTuple):
     part: PartialFile | None  # None: it was refused, and its bytes are dropped
 
 
-class _Run:
+class _ReceiveRun:
     """The state of one run: of one connection from the sender."""
 
     def __init__(self, stream: FramedStream) -> None:
@@ -115,11 +115,11 @@ class Receiver:
     entries: list[tuple[FileEntry, str]] = field(init=False)  # of a dry run: what would go where
     targets: list[str] = field(init=False, default_factory=list)  # where each source will be
     troubles: list[FileTrouble] = field(init=False)
-    _run: _Run = field(init=False)  # the last one
+    _run: _ReceiveRun = field(init=False)  # the last one
 
     def run(self, stream: FramedStream) -> None:
         """Receive all that comes; raise Cut, or the trouble that ends it."""
-        self._run = run = _Run(stream)
+        self._run = run = _ReceiveRun(stream)
         self.troubles, self.entries = [], []
         try:
             while self._on_frame(*run.recv()):

@@ -67,7 +67,7 @@ class _AnnouncedFile(NamedTuple):
     asks: bool  # does the other end answer HAVE before the bytes are sent?
 
 
-class _Run:
+class _SendRun:
     """The state of one run, of one connection; what both threads touch is under `changed`."""
 
     def __init__(self, stream: FramedStream) -> None:
@@ -111,7 +111,7 @@ class Sender:
         self._settled: dict[int, bool] = {}
         self._tries: dict[tuple[int, TroubleCode], int] = {}
         self._reported_failures: set[str] = set()  # of folders and links, which each run repeats
-        self._run: _Run
+        self._run: _SendRun
 
     @property
     def arrived(self) -> tuple[int, int]:
@@ -123,7 +123,7 @@ class Sender:
 
     def run(self, stream: FramedStream) -> None:
         """Send all that is not there yet; raise Cut, or the other end's trouble."""
-        self._run = _Run(stream)
+        self._run = _SendRun(stream)
         self._growth = GrowthAllowance(self.plan.size)
         self._window.begin()
         listener = Thread(self._listen, name="transfer-ear")

@@ -1,6 +1,6 @@
 """What a login is made of, whoever holds it and whatever carries it: protocols, values, errors.
 
-`paramiko/` and `openssh/` fulfil `Transport` and `Channel`, each in its own way. Commands and
+`paramiko/` and `openssh/` fulfil `Transport` and `SSHChannel`, each in its own way. Commands and
 tunnels (`remote_command`, `tunnel`) know no more of the two than stands here; `ssh_login` makes
 a `Login` of them, and `keeper/` one that another process holds.
 """
@@ -106,7 +106,7 @@ class ChannelReceiver(Protocol):
         """Learn that no more will come: end of stream, channel closed, or connection gone."""
 
 
-class Channel(Protocol):
+class SSHChannel(Protocol):
     """One stream each way, as SSH has it.
 
     What waits raises ChannelOpenError, ConnectionClosed or ResponseTimeout.
@@ -145,7 +145,7 @@ class ChannelFactory(Protocol):
 
     active: bool
 
-    def new_channel(self, receiver: ChannelReceiver) -> Channel:
+    def new_channel(self, receiver: ChannelReceiver) -> SSHChannel:
         """Make a channel that is not open yet."""
 
 
