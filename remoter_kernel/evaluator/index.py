@@ -58,7 +58,8 @@ class Index:
         offsets = self.offsets
         while position + 1 < len(offsets) and 0 < offsets[position + 1] <= offsets[begin] + size:
             position += 1
-        end = max(position, begin + 1)  # where the last one of these ends is not known
+        # Where the last of these ends is not known: it is left out, unless it is the only one.
+        end = max(position, begin + 1)
         return dict(zip(self.numbers[begin:end], offsets[begin:end]))
 
     def entries_for(

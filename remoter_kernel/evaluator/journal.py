@@ -187,7 +187,7 @@ class Journal:
                     self._index.add(record, offset)
                 self.last = record.number
                 visit(record)
-        os.ftruncate(self._write_fd, scan.end)
+        os.ftruncate(self._write_fd, scan.end)  # else new records would follow half a one
         self._end = scan.end
         self.last += GAP
         self.written = self.last
@@ -213,7 +213,7 @@ class Journal:
                 is_awaited = self._on_written or trouble != self._last_error
                 call = self._call if is_awaited else self._call_without_wakeup
                 call(partial(self._on_written_up_to, first, last, offsets, trouble, self._end))
-                del refused[: len(offsets)]
+                del refused[: len(offsets)]  # the rest is tried again after `RETRY_AFTER`
             for item in fresh:
                 if isinstance(item, CompactedFile):
                     self._switch_to(item)
@@ -353,7 +353,7 @@ class Journal:
         """Drop the oldest bodies that are on disk."""
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             number = next(iter(self._recent))
-            position = self._index.find(number)  # -1: it has gone to make room
+            position = self._index.find(number)  # -1: compaction has dropped it
             if number > self.written or (position >= 0 and not self._index.offsets[position]):
                 return
             self._recent_bytes -= len(self._recent.pop(number))

@@ -203,7 +203,7 @@ class KernelConnector:
     def _on_mechanism(self, is_curve: bool) -> None:  # noqa: FBT001 - a callback's only word
         """Open the sockets as the port says; a word against keys is asked for again and again."""
         self._probe = None
-        if self._client.is_ready:
+        if self._client.is_ready:  # the kernel has signed a reply: that settles it
             return
         self.is_encrypted = is_curve
         if is_curve or not self._client.is_open:

@@ -113,11 +113,13 @@ class KernelProcess:
         spec = self._spec()
         manager.connection_file = str(self.folder / "connection.json")
         manager.write_connection_file()
+        # Between the two: Jupyter has written the file, and the kernel has not read it.
         if can_offer_keys(spec):
             write_keys(Path(manager.connection_file))
         argv = manager.format_kernel_cmd(list(arguments))
         if not init:  # its lines may bring the program
             check_argv(spec, argv)
+        # Before the warden writes its own: files of a dead kernel would be taken for this one's.
         self.remove_exit_files()
         self._log.begin()
         start_request = {
@@ -185,7 +187,7 @@ class KernelProcess:
         """Send a signal to the kernel's process group, if it is there."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                os.killpg(self.pid, number)  # the warden made it a session, and so a group
 
     def close(self) -> None:
         """Close the sockets; what the process does is another matter."""

@@ -83,7 +83,7 @@ class MessageWriter:
         """Say in a cell which of its outputs is missing, since it is too large."""
         kind, parent = _msg_type(parts), _known_fields(parts, PARENT)
         text = f"[remoter] Something of this cell ({kind}) is missing here. {error}\n"
-        if not parent.get("msg_id"):  # no cell shows it: the log has it
+        if not parent.get("msg_id"):  # no cell shows it: evaluator.log has it
             sys.stderr.write(text)
         self.publish("stream", {"name": "stderr", "text": text}, parent)
 

@@ -67,6 +67,7 @@ class ClientOutbox:
         if lane is Lane.URGENT:
             is_in_vain = self._scanned[lane] == (number, self._journal.last)
             return None if is_in_vain else self._next_record(lane, number)
+        # Another number than the last one that was given out: this is a new connection.
         if number != self._last_sent or self._is_dormant:
             self._rewind_to(number)
         if not self._is_lagging and self._journal_ends and self._is_late():
@@ -75,7 +76,7 @@ class ClientOutbox:
             entry = self._next_record(lane, number)
             if entry:
                 self._last_sent = self._scanned_up_to = entry.number
-                if self._in_flight:
+                if self._in_flight:  # else nothing before it went through the backlog
                     self._in_flight.append(Coalesced(entry.number, None, entry.number))
             return entry
         return self._next_from_backlog()

@@ -164,6 +164,7 @@ class InDoubtRequests:
             if request.id in begun or self._inferred_reply(request):
                 self._answer(request)
         ending = [each for each in self._uncertain if each.stage is Stage.REPLIED]
+        # Two answers without an output in between: the kernel's queue is empty.
         if self._is_quiet or not (self._unresolved() or ending):
             for request in self._unresolved():
                 self._fail(request)
@@ -288,7 +289,7 @@ class RecoveredState:
             self.is_damaged |= record.is_marker
         if is_gap(record):
             self.is_damaged = True
-            self._exact.clear()
+            self._exact.clear()  # any client may have had records in the gap
         try:
             self._apply_record(record)
         except (ProtocolError, IndexError):
@@ -298,7 +299,7 @@ class RecoveredState:
         if words.get("mark") == DISPATCHED:
             name = str(words.get("request"))
             held = (each for each in self.requests.at(Stage.HELD) if each.id == name)
-            if request := next(held, None):  # a client may use an id twice
+            if request := next(held, None):  # the first: a client may use an id twice
                 self._add_request(request)
         if words.get("mark") == "shortened" and words.get("what") == "status":
             self._without_states.add(str(words.get("cell")))

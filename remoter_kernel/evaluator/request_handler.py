@@ -197,7 +197,7 @@ class RequestHandler:
         kernel = self.kernel_for(request.channel)
         if kernel:
             kernel.send(request.channel, list(request.parts))
-        if request.channel is Channel.STDIN:
+        if request.channel is Channel.STDIN:  # an answer has no reply
             self.requests.move(request, Stage.DONE)
 
     def _answer_if_cancelled(self, request: Request) -> bool:
@@ -223,6 +223,7 @@ class RequestHandler:
         if order == "interrupt":
             self._on_interrupt(client, head, words.get("cells") or [])
         elif order == "restart":
+            # What the client sent before the restart must not run in the new kernel.
             self.cancellations.restart(client.name, head.barrier)
             self.dispatcher.answer_cancelled()
             self.on_command(order)

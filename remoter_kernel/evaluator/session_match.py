@@ -61,6 +61,7 @@ def candidates(request: dict[str, Any]) -> Iterator[Candidate]:
         is_here = session.is_of_this_host()
         is_answering = session.is_alive()
         has_evaluator = session.is_evaluator_running()
+        # Of another host's session nobody here can say whether it is dead.
         if is_here and not (is_answering or has_evaluator or session.is_kernel_running()):
             continue  # dead, and nobody has noted that yet
         yield Candidate(

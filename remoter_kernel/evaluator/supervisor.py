@@ -328,7 +328,7 @@ class Supervisor:
         self._kernel_output.recovery = None
         self._request_handler.interrupts.clear()
         kernel.close()
-        self._writer.kernel_info = {}
+        self._writer.kernel_info = {}  # the next kernel may be another version
         if self.state is KernelLifecycleState.STOPPING:
             self._exit()
         elif self.state is KernelLifecycleState.RESTARTING:
@@ -400,7 +400,7 @@ class Supervisor:
         """Ask the kernel to end; a signal follows where asking does not help."""
         kernel, was_ready = self.kernel, self.state in WITH_KERNEL
         if kernel is None or self.state is KernelLifecycleState.STOPPING:
-            return  # it is about to start anew by itself, or ends for good
+            return  # another kernel is about to start, or the session is about to end
         if was_ready:
             # The cell's own KeyboardInterrupt is dropped: no person has interrupted it.
             self._kernel_output.interrupted_at_end = self._request_handler.interrupt_for_shutdown()

@@ -117,7 +117,7 @@ def decode_messages(frame: Bytes) -> Iterator[tuple[FrameHeader, memoryview]]:
     view = memoryview(frame)
     if not view:
         raise ProtocolError("An empty frame arrived.")
-    while view:
+    while view:  # views only: a frame's bytes are not copied
         if len(view) < _HEAD.size:
             message = f"A message began with {len(view)} bytes where {_HEAD.size} were due."
             raise ProtocolError(message)

@@ -185,7 +185,7 @@ class LinkConnection:
         """End this connection with a reason; `notifies_peer`: the other end is sent it, too."""
         if self._has_ended:
             return
-        self._has_ended = True
+        self._has_ended = True  # first: a send that fails below ends it, too
         _log.info("A connection ends: %s", logs.reason(error))
         if notifies_peer:
             self._send_control(MessageType.BYE, to_json({"why": str(error)}))

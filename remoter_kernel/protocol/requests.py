@@ -217,7 +217,7 @@ class Requests:
             self._forget(request)
         elif stage >= Stage.SENT:
             self._on_sent(request)
-        for observer in self._observers[stage]:
+        for observer in self._observers[stage]:  # last: they may move this request on
             observer(request, before)
         return True
 

@@ -235,6 +235,7 @@ class ReliableStream:
     ) -> FrameHeader:
         """Return a header that carries all our numbers as they are now."""
         now = self._connection
+        # The window may shrink; what was granted may be in flight by now.
         now.granted_credit = max(now.granted_credit, now.acked_bytes + self.window.size)
         now.last_ack_sent = (
             self.acked[Lane.BULK],
@@ -305,7 +306,7 @@ class ReliableStream:
         if head.type is MessageType.PART:
             self._add_partial(lane, number, body)
             return None
-        self.received[lane] = number
+        self.received[lane] = number  # now: should it be refused, it must not come again
         if half is None:
             return body
         del now.partial_in[lane]
