@@ -103,7 +103,7 @@ class RemoteTempDir:
                 self.leftovers.append(folder)  # at the latest it goes with the session's folder
 
     def upload(self, path: Path) -> None:
-        """Put a file of this side there."""
+        """Write a local file into `object` there."""
         begin = 0
         with path.open("rb") as file:
             while piece := file.read(self._piece_size):  # whole blocks, as dd seeks by them

@@ -1,6 +1,6 @@
-"""What a cell's text asks of both sides: `%%local`, `%local CODE`, `%remoter push`, `pull` (pure).
+"""Parses the magics that need a local kernel: `%%local`, `%local`, `%remoter push`, `pull` (pure).
 
-Read from the first line and nowhere else, as all that is answered on this side.
+They stand in the first line of a cell and nowhere else, as all that the proxy answers itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TYPES = "_jupyter_types_experimental"  # IPython's word for what a completion i
 
 @dataclass(frozen=True)
 class LocalCode:
-    """Python to be run on this side."""
+    """Python for the local kernel."""
 
     verb: str
     code: str
@@ -32,7 +32,7 @@ class LocalCode:
 
 @dataclass(frozen=True)
 class ObjectTransferSpec:
-    """Objects to be carried to the other side (`push`), or from there (`pull`)."""
+    """Objects to be carried to the remote kernel (`push`), or from there (`pull`)."""
 
     verb: str
     names: tuple[str, ...]
@@ -42,7 +42,7 @@ class ObjectTransferSpec:
 
 
 def parse_local_magic(code: str) -> LocalCode | ObjectTransferSpec | None:
-    """Read what a cell wants of both sides; None: nothing. `Usage` if that cannot be."""
+    """Read the first line of a cell; None: it has no such magic. `Usage` if it cannot be run."""
     found = _FIRST_LINE.match(code)
     if found is None:
         return None
@@ -86,7 +86,7 @@ def _parse_transfer(verb: str, words: list[str]) -> ObjectTransferSpec:
 
 
 def local_code(code: str) -> LocalCode | None:
-    """Return what of a cell that is being typed is Python for this side."""
+    """Return what of a cell that is being typed is Python for the local kernel."""
     try:
         wanted = parse_local_magic(code)
     except Usage:
