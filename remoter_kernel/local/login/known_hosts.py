@@ -95,19 +95,8 @@ class KnownHosts:
 
     def check(self, kind: str, key: bytes, prompter: Prompter | None) -> None:
         """Return if the key is trusted; raise HostKeyProblem if it is not."""
+        self._refuse_unusable(key)
         host, rules = self.destination.label, self.destination.rules
-        for line in (*self._lines, *self._lines_without_port):
-            if line.marker == REVOKED and line.key == key:
-                raise HostKeyProblem(
-                    f"{host} shows a key that is revoked ({line.file}, line {line.number}).",
-                    "Do not log in; ask the host's administrator.",
-                )
-        if 0 < rsa_bits(key) < rules.least_rsa_bits:
-            raise HostKeyProblem(
-                f"{host} shows an RSA key of {rsa_bits(key)} bits, and your ssh config "
-                f"asks for {rules.least_rsa_bits} (RequiredRSASize).",
-                "Ask the host's administrator for a longer key, or one of another kind.",
-            )
         trusted = [line for line in self._lines if not line.marker]
         if any(line.key == key for line in trusted):  # a host may have several keys of a kind
             return
@@ -134,6 +123,22 @@ class KnownHosts:
             # As ssh does with HashKnownHosts: who steals the file learns no names.
             name = hash_name(self.name) if rules.hashes_names else self.name
             append_known_host(files[0], f"{name} {kind} {base64.b64encode(key).decode()}")
+
+    def _refuse_unusable(self, key: bytes) -> None:
+        """Raise HostKeyProblem for a key that nobody may trust, known or not."""
+        host, rules = self.destination.label, self.destination.rules
+        for line in (*self._lines, *self._lines_without_port):
+            if line.marker == REVOKED and line.key == key:
+                raise HostKeyProblem(
+                    f"{host} shows a key that is revoked ({line.file}, line {line.number}).",
+                    "Do not log in; ask the host's administrator.",
+                )
+        if 0 < rsa_bits(key) < rules.least_rsa_bits:
+            raise HostKeyProblem(
+                f"{host} shows an RSA key of {rsa_bits(key)} bits, and your ssh config "
+                f"asks for {rules.least_rsa_bits} (RequiredRSASize).",
+                "Ask the host's administrator for a longer key, or one of another kind.",
+            )
 
 
 def is_known_by_ca_only(destination: Destination) -> bool:

@@ -178,10 +178,11 @@ def _wait_for_keeper() -> Connection:
     starts = 0
     while True:
         try:
-            why_not = _startup_error(_prestarted.pop() if _prestarted else _spawn_keeper())
+            process = _prestarted.pop() if _prestarted else _spawn_keeper()
         except OSError as error:  # no process, no memory, no descriptor is left: that passes
             why = error.strerror or error
             raise _keeper_unreachable(f"cannot be started here: {why}") from error
+        why_not = _startup_error(process)
         starts += 1
         connection = try_connect()  # even if ours has ended: another one may have been quicker
         if connection is not None:
