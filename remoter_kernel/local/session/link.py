@@ -133,7 +133,7 @@ class _Connection:
     pump: LinkConnection | None = None  # from the WELCOME on
 
 
-# 21 attributes: the state that its users read and the call-backs that they set are half of them.
+# 23 attributes: the state that its users read and the call-backs that they set are half of them.
 class Link:
     """The proxy's end of a conversation with the evaluator, over one connection after another."""
 
