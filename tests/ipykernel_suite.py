@@ -31,7 +31,7 @@ ENDS_WITHIN = 100  # seconds, a single test
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Read by that pytest: what its settings take for granted and is of no use here, and a start
-# that lasts until cells run. Some tests give a cell a second to begin; a front answers sooner
+# that lasts until cells run. Some tests give a cell a second to begin; a proxy answers sooner
 # than anybody has logged in.
 CONFTEST = """
 from jupyter_client import manager
@@ -67,7 +67,7 @@ CANNOT = {
 def remote_kernel(
     here: JupyterHere, far: FarSide, remote: dict[str, Any], folder: Path
 ) -> list[str]:
-    """Configure a remote for the suite; return how its front is started."""
+    """Configure a remote for the suite; return how its proxy is started."""
     here.add_remote("suite", env=environment(folder), cwd=str(folder), **remote)
     front = ["-P", "-m", "remoter_kernel", "-f", "{connection_file}", "--remote", "suite"]
     return [sys.executable, *front]

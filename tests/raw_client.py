@@ -1,6 +1,6 @@
-"""A stand-in for VS Code: its own packages speak with our fronts over ZeroMQ, driven from here.
+"""A stand-in for VS Code: its own packages speak with our proxies over ZeroMQ, driven from here.
 
-The program in `tests/raw_client` is what its extension host is: the parent of all fronts.
+The program in `tests/raw_client` is what its extension host is: the parent of all proxies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEEDS = ("node", "npm", "ps")
 # Two of what VS Code's extension host has in its environment, and hands on to kernels.
 LIKE_EXTENSION_HOST = {"VSCODE_ESM_ENTRYPOINT": "an entry", "VSCODE_PID": "1"}
 LIMIT = 90.0  # seconds that any one command may take
-ENDS_WITHIN = 20.0  # seconds until all fronts were told to end
+ENDS_WITHIN = 20.0  # seconds until all proxies were told to end
 KEPT = "REMOTER_NODE_MODULES"  # names the folder where what npm installs is kept
 
 Event = dict[str, Any]
@@ -75,7 +75,7 @@ class Notebook:
 
     @property
     def pid(self) -> int:
-        """The process id of its front."""
+        """The process id of its proxy."""
         return int(self.started["pid"])
 
     @property
@@ -85,7 +85,7 @@ class Notebook:
 
     @property
     def ends(self) -> list[Any]:
-        """The exit codes of fronts that ended unbidden: their kernels count as dead."""
+        """The exit codes of proxies that ended unbidden: their kernels count as dead."""
         return [event["code"] for event in self._events("died")]
 
     def _events(self, kind: str) -> list[Event]:
@@ -101,7 +101,7 @@ class Notebook:
         self.started = self._do("restart")
 
     def close(self) -> None:
-        """Close it: its front is told to end; the end is waited for."""
+        """Close it: its proxy is told to end; the end is waited for."""
         self._do("close")
 
     def run(self, code: str, *, seconds: float = LIMIT) -> Cell:
@@ -146,7 +146,7 @@ class Notebook:
 
 
 class RawClient:
-    """The client, between enter and exit; its end ends all fronts as closing a window does."""
+    """The client, between enter and exit; its end ends all proxies as closing a window does."""
 
     def __init__(self, log: Path) -> None:
         self.log = log  # of what went wrong in the client

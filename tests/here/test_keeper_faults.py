@@ -16,7 +16,7 @@ from remoter_kernel.local.login.keeper.shared_login import SharedLogin
 
 
 class Visitor:
-    """A front that wants a login."""
+    """A proxy that wants a login."""
 
     def __init__(self) -> None:
         self.is_gone = self.may_ask = False

@@ -1,4 +1,4 @@
-"""What this machine is known by, which fronts live on it, and whose notebook a front is for."""
+"""What this machine is known by, which proxies live on it, and whose notebook a proxy is for."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_code_is_known_by_its_text_too(tmp_path):
 
 
 def test_what_is_no_notebook_file_claims_nothing(tmp_path, monkeypatch):
-    """A console, a folder, a path from nowhere, a file that is too large: no cells, no fronts."""
+    """A console, a folder, a path from nowhere, a file that is too large: no cells, no proxies."""
     path = tmp_path / "a.ipynb"
     path.write_text(a_notebook("a"))
     script = tmp_path / "a.py"

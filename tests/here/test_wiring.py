@@ -147,7 +147,7 @@ def test_all_are_told_in_the_process_on_this_side(
 
 
 def test_all_are_told_in_an_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is once it runs, has a kernel, and a front has come in."""
+    """As it is once it runs, has a kernel, and a proxy has come in."""
     folder = tmp_path / "7f3a9c"
     folder.mkdir(mode=0o700)
     reactor, session = Reactor(), Session(folder)

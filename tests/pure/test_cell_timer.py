@@ -81,7 +81,7 @@ def test_it_stands_on_a_line_of_its_own(text, newline):
 
 
 def test_what_nobody_sees_and_what_others_run_is_not_timed():
-    """Silent cells, cells of other fronts, and all cells while it is off."""
+    """Silent cells, cells of other proxies, and all cells while it is off."""
     world = World()
     world.ask(silent=True)
     world.status("idle", 1)

@@ -167,7 +167,7 @@ def test_what_may_have_been_started_is_ended_at_the_next_login(dialer, host):
 
 @pytest.mark.parametrize("start", [RemoteLacks("no kernel."), address(is_joined=True)])
 def test_what_is_not_ours_is_left_alone(dialer, host, start):
-    """A start that was answered with an error, and another front's session."""
+    """A start that was answered with an error, and another proxy's session."""
     host.starts = [start] * 2
     if isinstance(start, Exception):
         with pytest.raises(RemoteLacks):

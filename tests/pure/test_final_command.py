@@ -1,4 +1,4 @@
-"""The last order of a front that has no link to its session."""
+"""The last order of a proxy that has no link to its session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remoter_kernel.local.session.link import LinkState
 
 
 def a_dialer(session: str = "", *, is_claimed: bool = True) -> SimpleNamespace:
-    """A dialer of a front that may have been told for which notebook it is."""
+    """A dialer of a proxy that may have been told for which notebook it is."""
     return SimpleNamespace(
         remote=SimpleNamespace(name="gpu-box"),
         session_request=SimpleNamespace(kernel_id="0123"),

@@ -1,4 +1,4 @@
-"""Which notebook a client that starts kernels by itself has started a front for."""
+"""Which notebook a client that starts kernels by itself has started a proxy for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A front's view of a journal, over wires that are cut: nothing twice, nothing lost, less bytes."""
+"""A proxy's view of a journal, over wires that are cut: nothing twice, nothing lost, less bytes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SlowBook(Book):
 
 
 class Pair:
-    """An evaluator's end with that outbox, and a front's."""
+    """An evaluator's end with that outbox, and a proxy's."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ def test_an_interrupt_lets_little_through_at_once():
 
 
 def test_a_front_that_was_never_asked_for_is_not_looked_after():
-    """A front known by name alone costs nothing until it comes."""
+    """A proxy known by name alone costs nothing until it comes."""
     outbox = ClientOutbox(Book(), FRONT)  # type: ignore[arg-type]
     outbox.scan(is_connected=False)
     outbox.limit_text(["one"])
@@ -293,7 +293,7 @@ def test_a_front_that_was_never_asked_for_is_not_looked_after():
 
 
 def test_a_front_that_was_away_for_long_gets_the_end():
-    """After hours without a wire all that was missed is looked at when the front is back."""
+    """After hours without a wire all that was missed is looked at when the proxy is back."""
     pair = Pair(most=100_000)
     pair.settle()
     pair.cut()

@@ -258,7 +258,7 @@ def test_an_output_that_says_idle_is_no_state(proxy):
 
 
 def test_states_of_cells_that_this_side_does_not_know_are_passed_on(proxy):
-    """Another front has asked, or the one before this."""
+    """Another proxy has asked, or the one before this."""
     proxy.be_up()
     proxy.state("unknown", "busy", "idle")
     assert once(proxy, "unknown")

@@ -1,4 +1,4 @@
-"""What fronts hear of the time between two evaluators, as the child's messages come in."""
+"""What proxies hear of the time between two evaluators, as the child's messages come in."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ ITEMS = st.lists(
 
 @given(ITEMS)
 def test_how_far_each_front_was_is_known_and_nothing_raises(drawn):
-    """The highest number of each lane of each front, whatever the bodies are."""
+    """The highest number of each lane of each proxy, whatever the bodies are."""
     story, seen = Story(), {}
     for own, (front, channel, body) in enumerate(drawn, 1):
         story.tell(channel, body, client_number=own, front=front)

@@ -1,4 +1,4 @@
-"""A front that is ended and one that is started at once after it, by the same program."""
+"""A proxy that is ended and one that is started at once after it, by the same program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who joins what: a notebook's new front, and the sessions that live."""
+"""Who joins what: a notebook's new proxy, and the sessions that live."""
 
 from __future__ import annotations
 

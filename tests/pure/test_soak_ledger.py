@@ -98,7 +98,7 @@ def test_what_a_dead_fronts_cell_has_said_is_in_remoter_outputs():
     assert judge(one).doubled == 1
     one.kept, one.runs = None, 0
     one.heard.marks.clear()
-    assert judge(one).lost == 0  # it had not left when its front died
+    assert judge(one).lost == 0  # it had not left when its proxy died
 
 
 def test_what_was_not_to_run_must_not():

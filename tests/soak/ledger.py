@@ -27,7 +27,7 @@ MOST_COMPLAINTS = 60
 
 
 class Word(Enum):
-    """What a cell has said about what is missing, or what happened to its front."""
+    """What a cell has said about what is missing, or what happened to its proxy."""
 
     CUT = "it ended early: all from some mark on is missing"
     GAPS = "the evaluator was killed: anything may be missing"
@@ -215,7 +215,7 @@ def _not_told(
 
 
 def _judge_ends(entry: Entry, count: Count, words: set[Word]) -> None:
-    """Count the reply and the idle: one of each, but for a front that died before them."""
+    """Count the reply and the idle: one of each, but for a proxy that died before them."""
     excuses = ({Word.FRONT_DIED}, {Word.FRONT_DIED, Word.ABORTED})
     ends = zip((entry.replies, entry.idles), excuses, strict=True)
     for came, excuse in list(ends)[not entry.is_replied :]:

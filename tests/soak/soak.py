@@ -252,7 +252,7 @@ class Soak:
 
     @staticmethod
     def _weigh(row: Row, target: faults.Target) -> None:
-        """Note the memory of the front and of the evaluator."""
+        """Note the memory of the proxy and of the evaluator."""
         evaluator = target.evaluator()
         for place, pid in (
             (row.front, target.talker.front.pid),

@@ -1,7 +1,7 @@
-"""Somebody at a notebook: one front, a client of it, and cells without end.
+"""Somebody at a notebook: one proxy, a client of it, and cells without end.
 
 The talker knows what it has asked for and hears what comes; the ledger judges. When the
-front dies under it, it does what Jupyter does: starts another one with the same connection
+proxy dies under it, it does what Jupyter does: starts another one with the same connection
 file. A cell that had not ended by then is left to `remoter outputs`.
 """
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHANNELS = ("shell", "control", "stdin", "iopub")
-READY_WITHIN = 60.0  # seconds that a front has to answer
+READY_WITHIN = 60.0  # seconds that a proxy has to answer
 TRIES = 3  # with other ports, as Jupyter would
-LEAVES_WITHIN = 15.0  # seconds that a front has for a shutdown, before it is killed
+LEAVES_WITHIN = 15.0  # seconds that a proxy has for a shutdown, before it is killed
 STUCK = 150.0  # seconds without its end after which a cell is given up
 FREE_WITHIN = 10.0  # seconds from an interrupt to the next cell's end
 AGAIN_AFTER = 2.0  # seconds until who was told to try again does
@@ -57,7 +57,7 @@ class Talker:
         self.runs = runs  # the list of what ran there
         self.dice = dice
         self.ledger = Ledger()
-        self.front_lock = threading.Lock()  # held by whoever starts, stops or kills the front
+        self.front_lock = threading.Lock()  # held by whoever starts, stops or kills the proxy
         self.lives = 0  # how many kernels there may have been
         self.mended_at: float | None = None  # when the last fault was over, until all is well
         self.longest_recovery = 0.0  # seconds
@@ -73,7 +73,7 @@ class Talker:
         self._open: dict[str, tuple[Entry, Recipe]] = {}  # by message id: what is not over
         self._heeded: set[str] = set()  # cells that said that one should interrupt
         self._deaths = 0
-        self._is_answered = self._is_heard = False  # by this front: on shell, and on iopub
+        self._is_answered = self._is_heard = False  # by this proxy: on shell, and on iopub
         self._may_be_stuck = False  # is the kernel at something that nobody answers any more?
 
     # --- from a fault's side ---
@@ -82,10 +82,10 @@ class Talker:
         """Hear that somebody is being killed: what has no reply to tell it may be lost."""
         self._deaths += 1
 
-    # --- the front ---
+    # --- the proxy ---
 
     def start(self) -> None:
-        """Start the front, and wait until it answers."""
+        """Start the proxy, and wait until it answers."""
         for left in reversed(range(TRIES)):
             write_connection_file(str(self._file), key=secrets.token_hex(16).encode())
             self._session = Session(key=json.loads(self._file.read_text())["key"].encode())
@@ -143,7 +143,7 @@ class Talker:
         self._sockets.clear()
 
     def _replace_front(self) -> None:
-        """Start another front in place of one that was killed."""
+        """Start another proxy in place of one that was killed."""
         with self.front_lock:
             self.front.wait()
             # What waits for an answer or an interrupt would wait for ever.
@@ -157,7 +157,7 @@ class Talker:
             self._start_front()
 
     def _free_kernel(self) -> None:
-        """Interrupt what a dead front has left, until another cell gets its turn."""
+        """Interrupt what a dead proxy has left, until another cell gets its turn."""
         self._send("interrupt_request", {}, channel="control")
         entry = self._ask_for(plain_cell(self._new_token(), self.language))
         self._allow_interrupt(entry)
@@ -209,7 +209,7 @@ class Talker:
         self.close()
 
     def close(self) -> None:
-        """End the front, if it is still there, and let everything go."""
+        """End the proxy, if it is still there, and let everything go."""
         if self.front.poll() is None:
             self.front.kill()
             self.front.wait()

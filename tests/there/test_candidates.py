@@ -187,7 +187,7 @@ def test_who_is_at_a_session(port, fronts, living, free):
 
 
 def test_who_was_attached_and_lives_is_at_it(port):
-    """Its link may be down, too: any front that was ever let in counts while it lives."""
+    """Its link may be down, too: any proxy that was ever let in counts while it lives."""
     session = a_session(port)
     session.authorize_key("2" * 40, "guest")
     session.authorize_key("3" * 40)

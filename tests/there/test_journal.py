@@ -39,7 +39,7 @@ class Desk:
         return self.journal.body(number)
 
     def next_after(self, outbox, number):
-        """Return what comes next for a front, also if it is read from the disk."""
+        """Return what comes next for a proxy, also if it is read from the disk."""
         while (entry := outbox.next_after(Lane.BULK, number)) is None and self.journal._being_read:
             self.calls.get(timeout=10)()
         return entry
@@ -72,7 +72,7 @@ def test_bodies_come_back_from_memory_and_from_disk(desk, monkeypatch):
 
 
 def test_a_front_gets_what_is_for_all_and_what_is_for_it(desk):
-    """Requests are not sent back, and replies go to the front that asked."""
+    """Requests are not sent back, and replies go to the proxy that asked."""
     for channel, front, is_request in [
         (Channel.SHELL, ME, True),
         (Channel.IOPUB, EVERYONE, False),

@@ -323,7 +323,7 @@ def test_launches_at_once_share_one_evaluator(zipapp, home):
 
 
 def test_what_was_on_its_way_goes_with_its_session() -> None:
-    """A front that was cut off cannot remove it; the journal stays."""
+    """A proxy that was cut off cannot remove it; the journal stays."""
     session = a_session()
     (session.folder / "carried-1").mkdir()
     (session.folder / "carried-1/object").write_bytes(b"private")

@@ -48,7 +48,7 @@ SILENCE = 0.5  # seconds in which somebody who is not let in hears nothing
 
 @dataclass(frozen=True)
 class Behind:
-    """A running session: its own front's conversation, and what a login tells of its door."""
+    """A running session: its own proxy's conversation, and what a login tells of its door."""
 
     talk: Talk
     port: int
@@ -57,7 +57,7 @@ class Behind:
     secret_key: bytes
 
     def goes_on(self) -> bool:
-        """Does the session's own front still have its variables and its kernel?"""
+        """Does the session's own proxy still have its variables and its kernel?"""
         said = self.talk.case(lambda talk: talk.run("(witness, os.getpid() == pid)"))
         shown = [m for m in said["iopub under request 0"] if m["type"] == "execute_result"]
         return bool(shown) and shown[0]["content"]["data"]["text/plain"] == "('here', True)"
@@ -150,7 +150,7 @@ class Knock:
         return False
 
     def greet(self, front: str | None = None, seen: list[int] | None = None) -> dict[str, Any]:
-        """Say HELLO as a front does and return the WELCOME."""
+        """Say HELLO as a proxy does and return the WELCOME."""
         self.send(hello(front, seen))
         body = self.hear_of(MessageType.WELCOME)
         assert body is not None
@@ -158,7 +158,7 @@ class Knock:
 
 
 def hello(front: str | None = None, seen: list[int] | None = None) -> bytes:
-    """A front's first frame."""
+    """A proxy's first frame."""
     words = {"front": front or random.randbytes(8).hex(), "seen": seen}
     return encode_message(FrameHeader(MessageType.HELLO), to_json(words))
 
@@ -276,7 +276,7 @@ BAD_GREETINGS = {
 
 @pytest.mark.parametrize("name", BAD_GREETINGS)
 def test_a_greeting_that_makes_no_sense(behind: Behind, name: str) -> None:
-    """A front whose first frame is malformed is told why, and the session goes on."""
+    """A proxy whose first frame is malformed is told why, and the session goes on."""
     with Knock(behind) as knock:
         knock.send(BAD_GREETINGS[name])
         body = knock.hear_of(MessageType.BYE)

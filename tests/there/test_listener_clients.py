@@ -1,4 +1,4 @@
-"""Fronts at the door: what one of them sends that makes no sense, and what those cost that left."""
+"""Clients of a listener: what makes no sense ends one connection; who has left costs little."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Ground:
         )
 
     def greet(self, name: bytes = ME, seen: list[int] | None = None) -> None:
-        """Let a front come in."""
+        """Let a proxy come in."""
         words = {"front": name.hex(), "seen": seen}
         self.door._handshake(name, encode_message(FrameHeader(MessageType.HELLO), to_json(words)))
         self.hear(FrameHeader(MessageType.ACK, credit=10**9), name=name)
@@ -91,7 +91,7 @@ class Ground:
     def hear(
         self, *heads: FrameHeader, bodies: tuple[bytes, ...] = (b"",), name: bytes = ME
     ) -> None:
-        """Let a front say something, in one frame."""
+        """Let a proxy say something, in one frame."""
         frame = b"".join(
             encode_message(head, body) for head, body in zip(heads, bodies, strict=True)
         )
@@ -226,7 +226,7 @@ def test_a_record_that_the_disk_does_not_give_is_told_in_its_place(ground: Groun
 
 
 def calls_per_output(ground: Ground, departed: int) -> int:
-    """Return how many calls it takes to send ten outputs to one front, where others have left."""
+    """Return how many calls it takes to send ten outputs to one proxy, where others have left."""
     for number in range(departed):
         name = number.to_bytes(8, "big")
         ground.greet(name)

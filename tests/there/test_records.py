@@ -201,7 +201,7 @@ def test_a_journal_that_is_read_in_portions_while_it_grows(drawn, portions):
 def test_no_damage_makes_a_request_run_twice(drawn, data):
     """What an evaluator has written it may have handed over: another one takes it for that.
 
-    Wherever bits are flipped, a front that says again all it has ever said is told so of each.
+    Wherever bits are flipped, a proxy that says again all it has ever said is told so of each.
     """
     said = [
         Record(
@@ -303,7 +303,7 @@ def test_what_a_damaged_record_has_inside_is_not_mistaken_for_its_neighbours():
 
 
 def test_a_front_goes_on_beyond_the_gap(tmp_path):
-    """After a restart numbers go on a million later, and a front gets old and new in order."""
+    """After a restart numbers go on a million later, and a proxy gets old and new in order."""
     desk = Desk(tmp_path / "journal")
     for body in (b"one", b"two"):
         desk.journal.append(Channel.IOPUB, body)
@@ -316,7 +316,7 @@ def test_a_front_goes_on_beyond_the_gap(tmp_path):
         number = entry.number
         heard.append(entry.body)
     assert heard == [b"one", b"two", b"three"]
-    unwritten = 2 + 500  # it was sent and never written: the front has seen it
+    unwritten = 2 + 500  # it was sent and never written: the proxy has seen it
     assert outbox.next_after(Lane.BULK, unwritten).body == b"three"
     desk.settle()
     desk.journal.close()

@@ -70,7 +70,7 @@ def desk(disk: Disk, child: Child) -> RequestHandler:
 
 @pytest.fixture
 def guest(disk: Disk) -> Client:
-    """A front that has no wire at the moment."""
+    """A proxy that has no wire at the moment."""
     outbox = ClientOutbox(disk.journal, ME)
     return Client(ME, outbox, ReliableStream(outbox))
 
@@ -83,7 +83,7 @@ def message(kind: str, **content: str) -> bytes:
 
 @pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL, Channel.STDIN])
 def test_what_is_not_written_is_not_passed_on(disk, desk, child, guest, channel):
-    """If the evaluator died now, the front would say it again: so the child has not got it."""
+    """If the evaluator died now, the proxy would say it again: so the child has not got it."""
     desk.on_item(
         guest, FrameHeader(MessageType.ITEM, channel, 5), message("any_request", value="secret")
     )

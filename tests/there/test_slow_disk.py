@@ -136,7 +136,7 @@ def test_a_change_that_the_disk_refuses_is_logged(reactor, session, monkeypatch,
 
 @pytest.fixture
 def board(reactor: Reactor, session: Session) -> Iterator[StatusWriter]:
-    """A board of a session without any front."""
+    """A board of a session without any proxy."""
     journal = SimpleNamespace(last=0)
     door: Any = SimpleNamespace(clients={}, journal=journal, reactor=reactor)
     board = StatusWriter(session, door, Requests())

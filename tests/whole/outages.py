@@ -138,13 +138,13 @@ class Outage:
             self.talk.listen(lambda: False, seconds=seconds)
 
     def status(self) -> str:
-        """Return what `%remoter status` says, which the front answers by itself."""
+        """Return what `%remoter status` says, which the proxy answers by itself."""
         cell = self.talk.queue("%remoter status")
         self.talk.done(cell)
         return self.text(cell)
 
     def until_noticed(self, limit: float = WAIT) -> float:
-        """Wait until the front knows that its link is down; return for how many seconds."""
+        """Wait until the proxy knows that its link is down; return for how many seconds."""
         begun = time.monotonic()
         while "up for" in self.status():
             assert time.monotonic() < begun + limit, "the front takes a dead link for a good one"

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a host: a sentence in the cell, a front that lives, and a second try."""
+"""Whatever is wrong with a host: a sentence in the cell, a proxy that lives, and a second try."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(talk: Talk) -> tuple[str, dict[str, Any]]:
 
 
 def front_lives(kernel: StartedKernel) -> bool:
-    """Is the front there, and does it answer at once?"""
+    """Is the proxy there, and does it answer at once?"""
     said = Talk(kernel.client).case(lambda talk: talk.tell("kernel_info_request", {}))
     return kernel.manager.is_alive() and "shell under request 0" in said
 

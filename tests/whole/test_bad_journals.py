@@ -70,7 +70,7 @@ def flip(journal: Path, word: bytes) -> None:
 def test_a_request_whose_record_is_damaged_is_not_run_twice(
     here: JupyterHere, far: FarSide, sshd: RealSshd, tmp_path: Path
 ) -> None:
-    """Written, handed over, not acknowledged, unreadable: the front says it again, in vain."""
+    """Written, handed over, not acknowledged, unreadable: the proxy says it again, in vain."""
     config = tmp_path / "ssh_config"
     with Proxy(sshd.port, rtt=0.2) as path:  # an acknowledgement is under way for a while
         name = f"[127.0.0.1]:{sshd.port}"
@@ -101,7 +101,7 @@ def test_a_request_whose_record_is_damaged_is_not_run_twice(
 
 
 def not_confirmed(talk: Talk) -> int:
-    """Ask the front how much of what it said is not confirmed."""
+    """Ask the proxy how much of what it said is not confirmed."""
     talk.case(lambda talk: talk.run("%remoter status"))
     said = "".join(str(m["content"]) for _, m in talk.heard if m["msg_type"] == "stream")
     return int((re.findall(r"; (\d+) not confirmed", said) or ["0"])[0])

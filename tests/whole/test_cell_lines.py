@@ -32,7 +32,7 @@ AWAY = "os.remove('zebra one.txt'); os.rmdir('zebras')"
 def paced(
     file: Path, remote: str, here: JupyterHere, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Front]:
-    """A front that gives no more than jupyter_server takes."""
+    """A proxy that gives no more than jupyter_server takes."""
     monkeypatch.setenv("JPY_SESSION_NAME", "/nowhere/night.ipynb")
     with a_front(file, remote) as front:
         yield front

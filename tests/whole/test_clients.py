@@ -1,4 +1,4 @@
-"""Who is at the front's sockets: several clients at once, with CURVE keys, over files."""
+"""Who is at the proxy's sockets: several clients at once, with CURVE keys, over files."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_stranger_is_heard_where_there_are_no_keys(front: Front, file: Path) -
 
 @pytest.fixture
 def front(file: Path, remote: str) -> Iterator[Front]:
-    """A front on plain TCP."""
+    """A proxy on plain TCP."""
     with a_front(file, remote) as front:
         yield front
 

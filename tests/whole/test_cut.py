@@ -1,4 +1,4 @@
-"""Cuts, black holes and silence between front and sshd: every line once, in order, in its cell."""
+"""Cuts, black holes and silence between proxy and sshd: every line once, in order, in its cell."""
 
 from __future__ import annotations
 

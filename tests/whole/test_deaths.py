@@ -363,7 +363,7 @@ def test_the_child_is_killed_while_it_has_no_evaluator(
 
 
 def test_the_port_is_somebody_elses_by_then(talk: Talk, far: FarSide, sshd: RealSshd) -> None:
-    """What answers at the old port is not taken for the session: the front asks where it is."""
+    """What answers at the old port is not taken for the session: the proxy asks where it is."""
     port = json.loads((session(far) / "door.json").read_text())["port"]
     sshd.stop_listening()
     first = evaluator(far)

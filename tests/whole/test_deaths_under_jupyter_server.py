@@ -42,7 +42,7 @@ def server(here: JupyterHere, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A jupyter_server that starts again what has died."""
     real_part("jupyter_server")
     log = tmp_path_factory.mktemp("server") / "log"
-    often = "--KernelRestarter.time_to_dead=1.0"  # seconds between two looks at a front
+    often = "--KernelRestarter.time_to_dead=1.0"  # seconds between two looks at a proxy
     with JupyterServer(here.folder / "notebooks", log, often) as server:
         yield server
 
@@ -82,7 +82,7 @@ def opened(server: JupyterServer, spec: str, far: FarSide) -> Iterator[Page]:
 
 
 def front(page: Page) -> psutil.Process:
-    """Find the front: the process that Jupyter started with this kernel's connection file."""
+    """Find the proxy: the process that Jupyter started with this kernel's connection file."""
     file = f"kernel-{page.kernel}.json"
     found = [
         process
@@ -101,7 +101,7 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 def is_another(page: Page, dead: psutil.Process) -> bool:
-    """Has Jupyter started another front?"""
+    """Has Jupyter started another proxy?"""
     with contextlib.suppress(AssertionError):
         return front(page) != dead
     return False
@@ -131,7 +131,7 @@ def shown(page: Page, code: str) -> str:
 
 
 def kill_front(page: Page) -> None:
-    """Kill the front; return once Jupyter has said so and started another one."""
+    """Kill the proxy; return once Jupyter has said so and started another one."""
     dead, begun = front(page), len(page.states())
     dead.kill()
     page.listen(lambda: "restarting" in page.states()[begun:], seconds=20)
@@ -147,7 +147,7 @@ def test_a_front_is_killed_twice_during_a_cell(page: Page, here: JupyterHere, fa
     for _ in range(2):
         last = seen(page, cell)[-1]
         kill_front(page)
-        # What the new front shows is not lost on a page, though JupyterLab has no cell for it.
+        # What the new proxy shows is not lost on a page, though JupyterLab has no cell for it.
         page.listen(lambda last=last: seen(page, cell)[-1] > last)  # type: ignore[misc]
     assert shown(page, "kept, done, os.getppid()").startswith("('since before', 'yes'")
     missed = lines(shown(page, "%remoter outputs"))
@@ -200,7 +200,7 @@ def test_a_child_is_killed_during_a_cell(page: Page) -> None:
 def test_a_child_dies_of_a_client_that_allows_no_questions(
     server: JupyterServer, here: JupyterHere, far: FarSide, python_remote: dict[str, Any]
 ) -> None:
-    """Its front follows it; Jupyter starts another one, whose fresh kernel runs the next cell."""
+    """Its proxy follows it; Jupyter starts another one, whose fresh kernel runs the next cell."""
     spec = here.add_remote("mute", env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **python_remote)
     with opened(server, spec, far) as page:
         finish(page, page.run("kept = 1"))

@@ -299,7 +299,7 @@ def test_control_stays_fast_all_through_a_gigabyte(
 def test_without_any_remote_it_carries_on_this_machine(
     here: JupyterHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over the SSH server of the front's own."""
+    """Over the SSH server of the proxy's own."""
     monkeypatch.setenv("REMOTER_CONFIG", str(tmp_path / "none.toml"))
     key = secrets.token_hex(16).encode()
     file = Path(write_connection_file(str(tmp_path / "kernel.json"), key=key)[0])

@@ -94,7 +94,7 @@ def far_kernel(
     environment: dict[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[Far]:
-    """Start a kernel there over a path; `environment` is the front's, `settings` the remote's."""
+    """Start a kernel there over a path; `environment` is the proxy's, `settings` the remote's."""
     config = sshd.ssh_config(tmp_path / "ssh_config", "flood", extra=f"Port {path.port}")
     known = sshd.known_hosts.read_text().replace(str(sshd.port), str(path.port))
     (tmp_path / "known").write_text(known)

@@ -208,7 +208,7 @@ def test_an_evaluator_that_dies_on_a_full_disk(talk: Talk, disk: Disk, far: FarS
 
 
 def status(talk: Talk) -> str:
-    """Ask the front how the link is."""
+    """Ask the proxy how the link is."""
     asked = talk.queue("%remoter status")
     over(talk, asked)
     return text(talk, asked)

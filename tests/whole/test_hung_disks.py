@@ -175,7 +175,7 @@ def test_a_disk_that_hangs_costs_no_interrupt_and_no_connection(
 
 
 def visits(journal: list[Record]) -> list[str]:
-    """When the front came and went, as the evaluator has seen it."""
+    """When the proxy came and went, as the evaluator has seen it."""
     notes = [from_json(unpack_parts(r.body)[0]) for r in journal if r.channel is Channel.EVENT]
     return [note["event"] for note in notes if note.get("event") in {"came", "went"}]
 

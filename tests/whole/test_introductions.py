@@ -55,7 +55,7 @@ def write(path: Path, *sources: str) -> None:
 
 
 def opened(tmp_path: Path, remote: str) -> Any:
-    """Start a front as a raw client does: new ports and a new key each time."""
+    """Start a proxy as a raw client does: new ports and a new key each time."""
     name = tmp_path / f"kernel-{secrets.token_hex(4)}.json"
     write_connection_file(str(name), key=secrets.token_hex(16).encode())
     return a_front(name, remote)

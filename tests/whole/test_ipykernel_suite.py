@@ -45,7 +45,7 @@ def test_passes_but_for_what_no_remote_can(
     try:
         outcomes = suite.outcomes(argv, files, another_user, folder)
     finally:
-        # Those tests kill what they started: of a front, the session stays.
+        # Those tests kill what they started: of a proxy, the session stays.
         assert here.remoter("stop", "--all", "suite").returncode == 0
     assert not suite.surprises(outcomes, files, suite.CANNOT)
     assert len(outcomes) >= AT_LEAST[files]

@@ -1,7 +1,7 @@
-"""Comm messages of a page in a browser: each is handled, whatever the front says meanwhile.
+"""Comm messages of a page in a browser: each is handled, whatever the proxy says meanwhile.
 
 JupyterLab forgets all that it has not handled yet when a message of another session arrives:
-so handlers here are slow, on the page and there, and the front is made to speak.
+so handlers here are slow, on the page and there, and the proxy is made to speak.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_while_the_link_is_lost_and_comes_back(
     sshd: RealSshd,
     notebook: Callable[[str], AbstractContextManager[Lab]],
 ) -> None:
-    """The front says that a cell waits, and answers a question about itself."""
+    """The proxy says that a cell waits, and answers a question about itself."""
     spec = here.add_remote("gpu-box", **python_remote)
     with notebook(spec) as lab:
         lab.run(TARGET)
@@ -137,7 +137,7 @@ def test_before_the_far_kernel_is_there(
     far: FarSide,
     notebook: Callable[[str], AbstractContextManager[Lab]],
 ) -> None:
-    """What a page says at once waits for the kernel; meanwhile the front answers for it."""
+    """What a page says at once waits for the kernel; meanwhile the proxy answers for it."""
     with far.folder() as folder:
         gate = folder / "open"
         shut = f"while [ ! -e {gate} ]; do sleep 0.1; done"
@@ -146,7 +146,7 @@ def test_before_the_far_kernel_is_there(
             cell = lab.begin(f"{TARGET}\nprint('registered')")
             lab.page.evaluate(OPEN)
             lab.page.evaluate(SEND, [0, 30])
-            lab.page.evaluate(ASK)  # answered with nothing, by the front
+            lab.page.evaluate(ASK)  # answered with nothing, by the proxy
             assert not come(lab)
             gate.touch()
             lab.page.evaluate(SEND, [30, MANY])

@@ -94,7 +94,7 @@ def test_an_interrupt_ends_the_cell(kernel: StartedKernel) -> None:
 def test_a_restart_keeps_the_session_and_not_the_variables(
     kernel: StartedKernel, far: FarSide
 ) -> None:
-    """After Jupyter's restart a new front is in the same session, whose kernel is a new one."""
+    """After Jupyter's restart a new proxy is in the same session, whose kernel is a new one."""
     talk = Talk(kernel.client)
     talk.case(lambda talk: talk.run("x = 1; import os"))
     first_front, first_kernel = kernel.pid, int(value(talk, "os.getpid()"))
@@ -177,7 +177,7 @@ def test_a_shutdown_may_keep_the_session(
 
 
 def test_a_killed_front_finds_its_session_again(file: Path, spec: str, far: FarSide) -> None:
-    """A front that was killed and is started with the same connection file has its variables."""
+    """A proxy that was killed and is started with the same connection file has its variables."""
     with _front(file) as front, client_of(file) as client:
         value(Talk(client), "locals().setdefault('kept', 'since before')")
         front.kill()
@@ -191,7 +191,7 @@ def test_a_killed_front_finds_its_session_again(file: Path, spec: str, far: FarS
 def test_a_front_that_is_asked_to_end_leaves_the_session(
     file: Path, spec: str, far: FarSide
 ) -> None:
-    """SIGTERM without a shutdown request (VS Code's way) ends the front, not the session."""
+    """SIGTERM without a shutdown request (VS Code's way) ends the proxy, not the session."""
     with _front(file) as front, client_of(file) as client:
         value(Talk(client), "locals().setdefault('kept', 'since before')")
         front.terminate()
@@ -267,7 +267,7 @@ def test_a_kernel_that_goes_on_without_its_port_is_started_again(
 def test_a_second_front_knows_the_kernel_before_it_is_reached(
     kernel: StartedKernel, spec: str
 ) -> None:
-    """The first kernel_info reply of a new front is what the far kernel said last time."""
+    """The first kernel_info reply of a new proxy is what the far kernel said last time."""
     talk = Talk(kernel.client)
     value(talk, "1")
     learnt = talk.case(lambda talk: talk.tell("kernel_info_request", {}))

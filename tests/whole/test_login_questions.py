@@ -137,7 +137,7 @@ def test_remotes_on_one_host_share_its_login(
 def test_restarts_and_killed_trees_ask_nothing_again(
     here: JupyterHere, ground: LoginGround, transport: str
 ) -> None:
-    """Each is a new front process; VS Code kills the whole tree of the old one."""
+    """Each is a new proxy process; VS Code kills the whole tree of the old one."""
     way = ground.way("code")
     spec = f"remoter-{configure(here, way, transport, 'restarts')}"
     before = way.sshd.accepted()

@@ -227,7 +227,7 @@ def test_a_cut_loses_no_line_of_any_rank(talk: Talk, place: Place) -> None:
 def test_ranks_outlive_the_front_and_the_kernel(
     here: JupyterHere, place: Place, tmp_path: Path
 ) -> None:
-    """A killed front changes nothing; a killed kernel leaves them to the next one."""
+    """A killed proxy changes nothing; a killed kernel leaves them to the next one."""
     files = [tmp_path / "first.json", tmp_path / "second.json"]
     for file in files:
         write_connection_file(str(file), key=secrets.token_hex(16).encode())

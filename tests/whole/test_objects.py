@@ -270,7 +270,7 @@ PEAK = "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1
 def test_a_long_frame_needs_little_more_than_its_own_memory(
     kernel: StartedKernel, talk: Talk, rows: int
 ) -> None:
-    """240 MB: at most three times that in each kernel, and a few pieces in the front."""
+    """240 MB: at most three times that in each kernel, and a few pieces in the proxy."""
     make = f"long = pd.DataFrame({{k: np.arange({rows}.) for k in 'abc'}})"
     make = f"import numpy as np, pandas as pd\n{make}"
     size = rows * 24 // 2**20

@@ -163,7 +163,7 @@ def stopped(process: psutil.Process) -> Iterator[None]:
 @pytest.mark.parametrize("who", ["front", "evaluator"])
 @pytest.mark.parametrize(("seconds", "pause"), [(12.0, 0.03), slow(90.0, 0.25)])
 def test_a_process_that_sleeps(place: Outage, who: str, seconds: float, pause: float) -> None:
-    """A front or an evaluator stops for a while during a cell: every line, once, and soon."""
+    """A proxy or an evaluator stops for a while during a cell: every line, once, and soon."""
     cell = place.talk.queue(place.language.count(LINES, pause))
     place.lines_come(cell, 30)
     process = psutil.Process(place.kernel.pid) if who == "front" else place.evaluator

@@ -99,7 +99,7 @@ def run(page: Page, code: str, cell: str = "") -> tuple[str, str]:
 def test_a_night_without_jupyter(
     here: JupyterHere, python_remote: dict[str, Any], remote: str, language: str, tmp_path: Path
 ) -> None:
-    """Front and server are killed in a long cell; in the morning all is there, nothing twice."""
+    """Proxy and server are killed in a long cell; in the morning all is there, nothing twice."""
     if language == "R":
         here.add_remote(remote, language="R", kernel="ir", **python_remote)
     folder = tmp_path / "notebooks"
@@ -152,7 +152,7 @@ def test_a_night_without_jupyter(
 
 @pytest.fixture
 def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A notebook, for which each front is started as jupyter_server would."""
+    """A notebook, for which each proxy is started as jupyter_server would."""
     path = written(tmp_path / "a.ipynb", one="kept = 1", two="kept")
     monkeypatch.setenv("JPY_SESSION_NAME", str(path))
     return path
@@ -160,7 +160,7 @@ def notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fronts(remote: str, tmp_path: Path) -> Iterator[Any]:
-    """Starts fronts, each with a connection file of its own, unless one is named."""
+    """Starts proxies, each with a connection file of its own, unless one is named."""
     with contextlib.ExitStack() as stack:
 
         def start(*words: str, file: str = "") -> Front:
@@ -190,12 +190,12 @@ def shown_in(front: Front, cell: str) -> str:
 
 
 def session_of(front: Front) -> str:
-    """Return the id of a front's session."""
+    """Return the id of a proxy's session."""
     return front.run("%remoter status").partition("session")[2].split()[0]
 
 
 def test_a_front_joins_what_a_dead_one_has_left(fronts: Any, notebook: Path) -> None:
-    """Variables, a line that says so and that a cell runs; a restart of the front finds it, too."""
+    """Variables, a line that says so and that a cell runs; a restart of the proxy finds it, too."""
     first = fronts()
     begin(first)
     first.talk.queue("import time; print('on', flush=True); time.sleep(3)")
@@ -300,7 +300,7 @@ def test_a_notebook_that_was_moved_back_finds_its_session(
 def detour(
     sshd: RealSshd, far: FarSide, remote: str, tmp_path: Path
 ) -> Iterator[tuple[Proxy, str]]:
-    """A breakable path to the same remote, and the configuration of fronts that take it."""
+    """A breakable path to the same remote, and the configuration of proxies that take it."""
     config, remotes = tmp_path / "detour", tmp_path / "detour.toml"
     with Proxy(sshd.port) as path:
         name = f"[127.0.0.1]:{sshd.port}"
@@ -318,7 +318,7 @@ def test_a_front_whose_link_is_down_keeps_its_session(
     remote: str,
     detour: tuple[Proxy, str],
 ) -> None:
-    """Nobody joins behind its back; once both fronts are gone there are two: a third is told."""
+    """Nobody joins behind its back; once both proxies are gone there are two: a third is told."""
     path, config = detour
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOTER_CONFIG", config)
@@ -343,7 +343,7 @@ def test_a_front_whose_link_is_down_keeps_its_session(
 def test_a_laptop_that_died_is_not_waited_for(
     fronts: Any, notebook: Path, detour: tuple[Proxy, str]
 ) -> None:
-    """The far side still takes the dead front for connected; the laptop knows better."""
+    """The far side still takes the dead proxy for connected; the laptop knows better."""
     path, config = detour
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REMOTER_CONFIG", config)
@@ -399,7 +399,7 @@ def test_two_at_once_do_not_both_join(fronts: Any, notebook: Path, sshd: RealSsh
 def test_a_restart_that_was_written_down_comes_first(
     fronts: Any, notebook: Path, here: JupyterHere, sshd: RealSshd, remote: str
 ) -> None:
-    """Pressed while the link was down, by a front that is gone: carried out before one joins."""
+    """Pressed while the link was down, by a proxy that is gone: carried out before one joins."""
     first = fronts()
     begin(first)
     session = session_of(first)

@@ -166,7 +166,7 @@ def test_a_kernel_dies_and_the_client_goes_on(spec: str, far: FarSide, tmp_path:
     cells = ["kept = 1", "import os; os._exit(3)", "print('never')", "print('never')"]
     path = notebooks.write(tmp_path / "in.ipynb", cells, spec)
     notebook = notebooks.read(path)
-    with contextlib.suppress(DeadKernelError):  # or the notebook ends before the front does
+    with contextlib.suppress(DeadKernelError):  # or the notebook ends before the proxy does
         NotebookClient(notebook, allow_errors=True).execute()
     names = [error["ename"] for error in notebooks.errors(notebook)]
     assert len(names) >= 2

@@ -51,7 +51,7 @@ for i in range(30):
 
 @dataclass
 class Front:
-    """A front that was started by hand, and its client."""
+    """A proxy that was started by hand, and its client."""
 
     process: subprocess.Popen[bytes]
     client: BlockingKernelClient
@@ -86,7 +86,7 @@ def remote(here: JupyterHere, python_remote: dict[str, Any]) -> str:
 
 @pytest.fixture
 def session(front: Front) -> str:
-    """The id of the session that the test's first front has started."""
+    """The id of the session that the test's first proxy has started."""
     front.talk.case(lambda talk: talk.run("1"))
     status = front.run("%remoter status")
     return status.partition("session")[2].split()[0]
@@ -102,7 +102,7 @@ def file(here: JupyterHere, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def a_front(file: Path, remote: str, *words: str) -> Iterator[Front]:
-    """Start a front by hand; it is asked to end, the session is not."""
+    """Start a proxy by hand; it is asked to end, the session is not."""
     named = ["--remote", remote] if remote else []
     command = [sys.executable, "-P", "-m", "remoter_kernel", "-f", str(file), *named, *words]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
@@ -150,7 +150,7 @@ def told(here: JupyterHere, remote: str, session: str) -> dict[str, Any]:
 def test_sessions_are_listed_with_how_they_are(
     here: JupyterHere, front: Front, remote: str, session: str
 ) -> None:
-    """Idle, then busy, then ended: with kernel, remote, fronts, process and journal."""
+    """Idle, then busy, then ended: with kernel, remote, proxies, process and journal."""
     heard = lambda: {key: told(here, remote, session)[key] for key in ("state", "fronts")}  # noqa: E731
     wait_for(lambda: heard() == {"state": "idle", "fronts": 1}, what="idle, with a client")
     about = told(here, remote, session)
@@ -219,7 +219,7 @@ def test_an_evaluator_that_does_nothing_is_killed(
 
 
 def test_the_log_tells_what_happened(here: JupyterHere, front: Front, session: str) -> None:
-    """Fronts, requests and how they ended, interrupts: in this order, each with its time."""
+    """Proxies, requests and how they ended, interrupts: in this order, each with its time."""
     front.run("1 / 0")
     front.talk.queue("import time; print('on', flush=True); time.sleep(60)")
     front.talk.until_line("on")
@@ -282,7 +282,7 @@ def test_outputs_go_to_the_terminal_and_to_a_notebook(
 def test_what_a_killed_front_missed_goes_into_the_notebook(
     here: JupyterHere, front: Front, session: str, tmp_path: Path
 ) -> None:
-    """A front dies in the middle of a cell: `--into` fills that cell, and no byte else."""
+    """A proxy dies in the middle of a cell: `--into` fills that cell, and no byte else."""
     cells = [
         nbformat.v4.new_markdown_cell("# night", id="title"),
         nbformat.v4.new_code_cell(TICKS, id="ticks"),
@@ -355,7 +355,7 @@ def test_verbs_answer_while_the_kernel_is_busy(front: Front, session: str) -> No
 
 
 def test_keep_outlives_a_shutdown(here: JupyterHere, front: Front, remote: str) -> None:
-    """After `%remoter keep` Jupyter's shutdown ends the front alone; `stop` ends the rest."""
+    """After `%remoter keep` Jupyter's shutdown ends the proxy alone; `stop` ends the rest."""
     with started_kernel(f"remoter-{remote}") as kernel:
         talk = Talk(kernel.client)
         talk.case(lambda talk: talk.run("1"))
@@ -379,7 +379,7 @@ def test_stop_ends_the_session_from_within(
 def test_missed_outputs_are_shown_in_a_cell(
     front: Front, remote: str, file: Path, session: str
 ) -> None:
-    """A new front shows what the dead one was not given, and what was given not again."""
+    """A new proxy shows what the dead one was not given, and what was given not again."""
     front.run("print('was ' + 'given')")
     front.talk.queue(TICKS)
     front.talk.until_said("tick 3")
@@ -396,7 +396,7 @@ def test_missed_outputs_are_shown_in_a_cell(
 def test_what_was_held_back_is_asked_for_by_its_cell(
     here: JupyterHere, front: Front, remote: str, session: str
 ) -> None:
-    """Outputs of the named requests come whole, although their front has taken them."""
+    """Outputs of the named requests come whole, although their proxy has taken them."""
     cell = front.talk.queue("print('all ' + 'of it')")
     front.talk.done(cell)
     with locate_session(f"{remote}/{session}", None) as found:
@@ -408,7 +408,7 @@ def test_what_was_held_back_is_asked_for_by_its_cell(
     assert any(b"all of it" in body for body in bodies[1:])
 
 
-# --------------------------------------------------------------- several fronts
+# --------------------------------------------------------------- several proxies
 
 
 def test_two_fronts_on_one_session(front: Front, remote: str, session: str, tmp_path: Path) -> None:
@@ -435,13 +435,13 @@ def test_two_fronts_on_one_session(front: Front, remote: str, session: str, tmp_
 def test_an_idle_session_without_fronts_ends_and_a_busy_one_does_not(
     here: JupyterHere, python_remote: dict[str, Any], file: Path, tmp_path: Path
 ) -> None:
-    """idle_timeout counts from the last thing that was done, and only without a front."""
+    """idle_timeout counts from the last thing that was done, and only without a proxy."""
     remote = f"brief-{os.getpid()}"
     here.add_remote(remote, idle_timeout=1.0, **python_remote)
     with a_front(file, remote) as front:
         front.run("1")
         session = front.run("%remoter status").partition("session")[2].split()[0]
-        time.sleep(2.5)  # longer than the timeout, with a front
+        time.sleep(2.5)  # longer than the timeout, with a proxy
         wait_for(lambda: told(here, remote, session)["state"] == "idle", what="idle")
         front.talk.queue("import time; time.sleep(5); print('done')")
         wait_for(lambda: told(here, remote, session)["state"] == "busy", what="busy")

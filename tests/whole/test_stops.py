@@ -53,7 +53,7 @@ def ran(place: Outage) -> str:
 
 
 def stop(place: Outage) -> None:
-    """Press Stop: the front answers by itself."""
+    """Press Stop: the proxy answers by itself."""
     place.talk.ask("interrupt_request", channel="control")
 
 

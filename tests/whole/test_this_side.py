@@ -66,7 +66,7 @@ def reply(said: Transcript, request: int = 0) -> Message:
 
 
 def kernels_here(kernel: StartedKernel) -> list[psutil.Process]:
-    """The kernels that the front has started here."""
+    """The kernels that the proxy has started here."""
     found = []
     for child in psutil.Process(kernel.pid).children():
         with contextlib.suppress(psutil.ZombieProcess):
@@ -272,7 +272,7 @@ def test_it_may_end_itself(talk: Talk) -> None:
 def test_it_is_started_late_and_ends_with_its_front(
     here: JupyterHere, python_remote: dict[str, Any]
 ) -> None:
-    """In the front's folder, without Jupyter's variables; killed fronts leave none behind."""
+    """In the proxy's folder, without Jupyter's variables; killed proxies leave none behind."""
     spec = here.add_remote("both-2", local="allow", **python_remote)
     environment = {**os.environ, "JPY_INTERRUPT_EVENT": "7"}
     with started_kernel(spec, env=environment, cwd=str(here.data)) as kernel:

@@ -288,7 +288,7 @@ def test_is_secure(side: Side) -> None:
 
 
 def test_many_clients(side: Side, session: str, tmp_path: Path) -> None:
-    """A second front on the session: the same variables, and what one runs the other sees."""
+    """A second proxy on the session: the same variables, and what one runs the other sees."""
     key = secrets.token_hex(16).encode()
     file = Path(write_connection_file(str(tmp_path / "second.json"), key=key)[0])
     with a_front(file, side.remote, "--session", session) as second:

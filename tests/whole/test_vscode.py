@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.real_users import FarSide
 
 
-RESTARTS_WITHIN = 5.0  # seconds after the end of a front in which the next one is a restart
+RESTARTS_WITHIN = 5.0  # seconds after the end of a proxy in which the next one is a restart
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def saved(tmp_path: Path) -> Path:
 def test_a_restart_by_relaunch_gives_a_fresh_kernel_in_the_same_session(
     client: RawClient, spec: Path, saved: Path
 ) -> None:
-    """The button ends the front and starts another from the same process at once."""
+    """The button ends the proxy and starts another from the same process at once."""
     with opened(client, spec, saved) as notebook:
         notebook.run("here = 1")
         before = session_of(notebook)

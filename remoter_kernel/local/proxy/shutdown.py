@@ -37,7 +37,7 @@ class ShutdownPolicy:
     @property
     def keeps_session(self) -> bool:
         """Does the session stay when Jupyter shuts its kernel down?"""
-        # A proxy that was given a session (`remoter attach`) is a guest of it.
+        # A proxy that was given a session (`remoter attach`) is a client of it.
         is_attached = bool(self.dialer.session_request.session)
         return self._is_kept or is_attached or self.find_remote().on_shutdown == "keep"
 
