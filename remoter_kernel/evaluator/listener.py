@@ -128,7 +128,7 @@ class _Authenticator:
 class Listener:
     """The socket that proxies connect to."""
 
-    # 20 attributes: one part is who is connected, one what others want to be called for; each
+    # 21 attributes: one part is who is connected, one what others want to be called for; each
     # event of the socket concerns both.
 
     def __init__(self, reactor: Reactor, session: Session, journal: Journal) -> None:
