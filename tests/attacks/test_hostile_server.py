@@ -821,10 +821,10 @@ def test_what_ssh_passes_on_without_end_is_not_kept(tmp_path):
     before = memory()
     entry.start()
     entry.wait(60, lambda: False, until_over=True)
+    wait_for(lambda: entry.stderr.endswith("Permission denied (x).\n"), what="its last line")
     entry.close()
     assert memory() - before < 32 * MB
     assert len(entry.stderr) <= MOST_STDERR
-    assert entry.stderr.endswith("Permission denied (x).\n")
     assert entry.host_key == "ssh-ed25519 SHA256:abc"
     assert entry.cipher == ""
 
