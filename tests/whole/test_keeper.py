@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
@@ -201,17 +202,13 @@ def test_many_use_one_login_with_room_for_few(
         here.add_remote(NAME, "narrow", ssh_config=config, transport=transport)
         remote = find_remote(NAME)
         assert remote
-        said: list[bytes] = []
 
-        def come() -> None:
+        def come(_number: int) -> bytes:
             with login(remote) as mine:
-                said.append(mine.run("sleep 0.3; id -un").stdout)
+                return mine.run("sleep 0.3; id -un").stdout
 
-        threads = [threading.Thread(target=come) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(come, range(4)))
         endpoint.end_logins(NAME)
         assert said == [f"{far.user}\n".encode()] * 4
 

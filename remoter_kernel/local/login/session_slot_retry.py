@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from remoter_kernel.local.login.remote_command import RemoteCommand
 
 RETRY_EVERY = 0.1  # seconds: no server sends anything when it has room again
-FREE_WITHIN = 1.0  # seconds between the end of a command and that of its session on the server
+# A server counts a session until its channel is closed at both ends: a busy one takes its time.
+FREE_WITHIN = 5.0  # seconds between the end of a command and that of its session on the server
 
 
 class SessionSlotRetry:
