@@ -196,7 +196,9 @@ class Listener:
         """
         if self.flush_now:
             self._flush()
-        elif self.journal.last != self._flushed_up_to or self._is_scanning():
+        elif self.journal.last != self._flushed_up_to or any(
+            client.outbox.is_scanning for client in self._active.values()
+        ):
             self._flush_after(CORK)
 
     def _flush_after(self, seconds: float) -> None:

@@ -138,7 +138,15 @@ class Reactor:
 
     def _due_calls(self) -> Iterator[Call]:
         """Wait, then yield the calls of one pass; each sees what those before it have changed."""
-        for source, _ in self._poller.poll(self._timeout()):
+        while self._timers and self._timers[0][2].call is None:  # cancelled: wake up for none
+            heapq.heappop(self._timers)
+        timeout = None
+        if self._calls:
+            timeout = 0
+        elif self._timers:
+            # Rounded up: a poll that ends before the timer is due would be one for nothing.
+            timeout = max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
+        for source, _ in self._poller.poll(timeout):
             # Looked up only now: a call before this one may have closed the socket. The poller
             # gives back what `_source_key` makes of a source.
             handler = self._handlers.get(source)
@@ -153,16 +161,6 @@ class Reactor:
             yield self._calls.popleft()
         if self.after_pass:
             yield self.after_pass
-
-    def _timeout(self) -> int | None:
-        if self._calls:
-            return 0
-        while self._timers and self._timers[0][2].call is None:  # cancelled: wake up for none
-            heapq.heappop(self._timers)
-        if not self._timers:
-            return None
-        # Rounded up: a poll that ends before the timer is due would be one for nothing.
-        return max(0, int((self._timers[0][0] - time.monotonic()) * 1000) + 1)
 
     def _on_wakeup(self) -> None:
         with contextlib.suppress(BlockingIOError):
