@@ -24,11 +24,11 @@ lint: $(venv)/.tools
 	$(bin)/mypy
 	$(bin)/lint-imports --no-cache
 
-# Most tests wait more than they compute, so several run at once; none is tried again.
-# Proofs of timing run alone, and may be. Coverage is that of tests that start no session (tests/conftest.py);
+# Most tests wait more than they compute, so several run at once; what is tried again is told.
+# Proofs of timing run alone. Coverage is that of tests that start no session (tests/conftest.py);
 # it has a floor.
 test: parts lint docs wheel
-	$(bin)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing" --cov=remoter_kernel -ra
+	$(bin)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not slow and not timing" --cov=remoter_kernel --reruns 1 -raR
 	$(bin)/python -m pytest -m "timing and not slow" --reruns 1 -raR
 
 slow: parts $(venv)/.tools
